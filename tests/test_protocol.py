@@ -1,0 +1,90 @@
+"""The protocol and its factory, on Twisted's own test doubles."""
+
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.protocol import Protocol
+from twisted.internet.testing import StringTransport
+from twisted.logger import LogLevel, capturedLogs, eventAsJSON, formatEvent
+from twisted.python.failure import Failure
+
+from hello_listen import Connection, HelloFactory, HelloProtocol
+
+CLIENT = IPv4Address("TCP", "192.0.2.7", 51974)
+SERVER = IPv4Address("TCP", "192.0.2.1", 7878)
+
+
+def connect(factory: HelloFactory, client: object = CLIENT) -> StringTransport:
+    """Connect a client to the factory, and return the server's side of the connection."""
+    transport = StringTransport(hostAddress=SERVER, peerAddress=client)
+    protocol = factory.buildProtocol(CLIENT)
+    assert isinstance(protocol, Protocol)
+    protocol.makeConnection(transport)
+    return transport
+
+
+def test_logs_and_hangs_up() -> None:
+    """Without an observer, a connection is one line of Twisted's log, at info; nothing is sent."""
+    with capturedLogs() as events:
+        transport = connect(HelloFactory())
+    assert [(formatEvent(event), event["log_level"]) for event in events] == [
+        ("Connection established! 192.0.2.7:51974 -> 192.0.2.1:7878", LogLevel.info)
+    ]
+    assert transport.disconnecting
+    assert transport.value() == b""
+
+
+def test_event_carries_plain_fields() -> None:
+    """A JSON log holds each field as it is."""
+    with capturedLogs() as events:
+        connect(HelloFactory())
+    assert '"client.address": "192.0.2.7", "client.port": 51974' in eventAsJSON(events[0])
+    assert "unpersistable" not in eventAsJSON({k: events[0][k] for k in events[0] if "." in k})
+
+
+def test_observer_gets_connections_instead() -> None:
+    """An observer is handed each connection, numbered from 1, and nothing is logged."""
+    seen: list[Connection] = []
+    factory = HelloFactory(observer=seen.append)
+    with capturedLogs() as events:
+        connect(factory)
+        connect(factory, IPv6Address("TCP", "::ffff:192.0.2.8", 1))
+    assert [(c.sequence, c.client, c.server) for c in seen] == [
+        (1, CLIENT, SERVER),
+        (2, IPv4Address("TCP", "192.0.2.8", 1), SERVER),
+    ]
+    assert seen[0].time <= seen[1].time
+    assert factory.connections == 2
+    assert not events
+
+
+def test_observer_that_raises() -> None:
+    """An observer's error is logged with the connection, which is dropped all the same."""
+
+    def observer(connection: Connection) -> None:
+        raise RuntimeError("no room")
+
+    with capturedLogs() as events:
+        transport = connect(HelloFactory(observer=observer))
+    assert transport.disconnecting
+    [event] = events
+    assert formatEvent(event).startswith("Observer failed for: Connection established! 192.0.2.7")
+    failure = event["log_failure"]
+    assert isinstance(failure, Failure)
+    assert isinstance(failure.value, RuntimeError)
+
+
+def test_transport_without_addresses() -> None:
+    """A connection that cannot say who it is does not stay open for that."""
+
+    class Nameless(StringTransport):
+        def getPeer(self) -> None:
+            raise OSError("transport endpoint is not connected")
+
+    protocol = HelloProtocol()
+    protocol.factory = HelloFactory()
+    transport = Nameless()
+    try:
+        protocol.makeConnection(transport)
+    except OSError:
+        assert transport.disconnecting
+    else:
+        raise AssertionError("the error was lost")
