@@ -1,0 +1,346 @@
+"""PROXY headers: whatever arrives, and however it is cut, is one record."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from ipaddress import IPv4Address as V4
+from ipaddress import IPv6Address as V6
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.interfaces import ISSLTransport
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from zope.interface import directlyProvides
+
+from hello_listen import Connection, HelloFactory
+from hello_listen.proxied import TIMEOUT, WAITING, ProxiedFactory, ProxiedProtocol
+
+PROXY = IPv4Address("TCP", "10.0.0.2", 40112)
+HOST = IPv4Address("TCP", "10.0.0.1", 7878)
+SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
+LOCAL = SIGNATURE + b"\x20\x00\x00\x00"
+
+
+def v2(family: int, data: bytes, command: int = 0x21) -> bytes:
+    """Return a header of version 2."""
+    return SIGNATURE + struct.pack("!BBH", command, family, len(data)) + data
+
+
+def inet(family: int, source: str, dest: str, *ports: int, extensions: bytes = b"") -> bytes:
+    """Return a header of version 2 with IP addresses."""
+    kind = V4 if family < 0x20 else V6
+    data = kind(source).packed + kind(dest).packed + struct.pack("!HH", *ports)
+    return v2(family, data + extensions)
+
+
+def unix(source: bytes, dest: bytes, family: int = 0x31) -> bytes:
+    """Return a header of version 2 with UNIX addresses."""
+    return v2(family, source.ljust(108, b"\0") + dest.ljust(108, b"\0"))
+
+
+class Server:
+    """A proxied factory with a clock, and what it has reported."""
+
+    def __init__(self) -> None:
+        """Start with nothing."""
+        self.clock = Clock()
+        self.seen: list[Connection] = []
+        self.factory = ProxiedFactory(HelloFactory(observer=self.seen.append), self.clock)
+
+    def connect(self) -> tuple[ProxiedProtocol, StringTransport]:
+        """Connect a proxy."""
+        protocol = self.factory.buildProtocol(PROXY)
+        assert isinstance(protocol, ProxiedProtocol)
+        transport = StringTransport(hostAddress=HOST, peerAddress=PROXY)
+        protocol.makeConnection(transport)
+        return protocol, transport
+
+    def receive(self, *chunks: bytes) -> Connection:
+        """Connect a proxy that sends chunks and then waits, and return the one record of that."""
+        protocol, transport = self.connect()
+        before = len(self.seen)
+        for chunk in chunks:
+            protocol.dataReceived(chunk)
+        self.clock.advance(TIMEOUT)
+        assert transport.disconnecting
+        assert transport.value() == b""
+        assert not self.factory.waiting
+        assert not self.clock.getDelayedCalls()
+        [connection] = self.seen[before:]
+        return connection
+
+
+def receive(*chunks: bytes) -> Connection:
+    """Return what a new server reports of these chunks."""
+    return Server().receive(*chunks)
+
+
+NAMED = [
+    (
+        b"PROXY TCP4 192.0.2.7 198.51.100.1 56324 443\r\n",
+        "192.0.2.7:56324 -> 198.51.100.1:443 via 10.0.0.2:40112",
+    ),
+    (
+        b"PROXY TCP4 255.255.255.255 255.255.255.255 65535 65535\r\n",
+        "255.255.255.255:65535 -> 255.255.255.255:65535 via 10.0.0.2:40112",
+    ),
+    (
+        b"PROXY TCP6 2001:db8::7 2001:db8::1 0 1\r\n",
+        "[2001:db8::7]:0 -> [2001:db8::1]:1 via 10.0.0.2:40112",
+    ),
+    (
+        b"PROXY TCP6 ffff:f...f:ffff ffff:f...f:ffff 65535 65535\r\n".replace(
+            b"ffff:f...f:ffff", b"ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"
+        ),
+        "[ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff]:65535 -> "
+        "[ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff]:65535 via 10.0.0.2:40112",
+    ),
+    (
+        b"PROXY TCP6 ::ffff:192.0.2.7 ::ffff:198.51.100.1 1 2\r\n",
+        "192.0.2.7:1 -> 198.51.100.1:2 via 10.0.0.2:40112",
+    ),
+    (
+        inet(0x11, "192.0.2.7", "198.51.100.1", 1, 2),
+        "192.0.2.7:1 -> 198.51.100.1:2 via 10.0.0.2:40112",
+    ),
+    (
+        inet(0x21, "2001:db8::7", "2001:db8::1", 1, 2, extensions=b"\x04\0\2ab\x01\0\2h2"),
+        "[2001:db8::7]:1 -> [2001:db8::1]:2 via 10.0.0.2:40112",
+    ),
+    (unix(b"/run/client", b"/run/server"), "unix:/run/client -> unix:/run/server via "),
+    (unix(b"/a\n\0junk", b"\0name"), r"unix:/a\n -> unix:@name via 10.0.0.2:40112"),
+    (unix(b"/\xc3\xa9", b"/\xff" * 54), r"unix:/é -> unix:" + r"/\udcff" * 54 + " via "),
+    (unix(b"", b""), "unix: -> unix: via 10.0.0.2:40112"),
+]
+
+UNNAMED = [
+    b"PROXY UNKNOWN\r\n",
+    b"PROXY UNKNOWN ffff:f...f:ffff ffff:f...f:ffff 65535 65535\r\n",
+    LOCAL,
+    LOCAL[:-1] + b"\x0c" + bytes(12),
+    LOCAL[:13] + b"\x11\x00\x05hello",
+    v2(0x00, b""),
+    v2(0x00, b"anything"),
+]
+
+INVALID = [
+    b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    b"PROXY TCP4 1.2.3.4\x1b[31mEVIL 5.6.7.8 1 2\r\n",
+    b"PROXY TCP4 a\nfake:line 5.6.7.8 1 2\r\n",
+    b"PROXY TCP4 1.2.3.4 5.6.7.8 1 65536\r\n",
+    b"PROXY TCP4 1.2.3.4 5.6.7.8 +1 2\r\n",
+    b"PROXY TCP4 1.2.3.4 5.6.7.8 01 2\r\n",
+    b"PROXY TCP4 1.2.3.4 5.6.7.8 1_0 2\r\n",
+    b"PROXY TCP4 1.2.3.4 5.6.7.8 1\r\n",
+    b"PROXY TCP4 1.2.3.4 5.6.7.8 1 2\n",
+    b"PROXY TCP4 ::1 ::1 1 2\r\n",
+    b"PROXY TCP4 01.2.3.4 5.6.7.8 1 2\r\n",
+    b"PROXY TCP6 fe80::1%\x1b[31m ::1 1 2\r\n",
+    b"PROXY TCP6 fe80::1%eth0 ::1 1 2\r\n",
+    b"PROXY TCP6 1.2.3.4 ::1 1 2\r\n",
+    b"PROXY TCP4 \xff.2.3.4 5.6.7.8 1 2\r\n",
+    b"PROXY TCP4 1.2.3.4 \xff.6.7.8 1 2\r\n",
+    b"PROXY UDP4 1.2.3.4 5.6.7.8 1 2\r\n",
+    b"PROXY \r\n",
+    b"PROXY  TCP4 1.2.3.4 5.6.7.8 1 2\r\n",
+    b"proxy TCP4 1.2.3.4 5.6.7.8 1 2\r\n",
+    v2(0x11, bytes(11)),
+    v2(0x21, bytes(35)),
+    v2(0x31, bytes(215)),
+    v2(0x41, bytes(12)),
+    v2(0x10, bytes(12)),
+    v2(0x01, b""),
+    v2(0x11, bytes(12), command=0x22),
+    v2(0x11, bytes(12), command=0x11),
+    v2(0x11, bytes(14)),
+    v2(0x11, bytes(12) + b"\x04\0\5ab"),
+    b"\r\n\r\n\0\r\nQUIX\n\x21\x11\0\0",
+]
+
+
+@pytest.mark.parametrize(("header", "text"), NAMED, ids=repr)
+def test_header_names_the_client(header: bytes, text: str) -> None:
+    """The client is who the header names, as soon as its last byte is in; the proxy is told too."""
+    server = Server()
+    protocol, transport = server.connect()
+    for byte in header[:-1]:
+        protocol.dataReceived(bytes([byte]))
+        assert not server.seen
+    protocol.dataReceived(header[-1:])
+    assert transport.disconnecting
+    [connection] = server.seen
+    assert f"Connection established! {text}" in str(connection)
+    assert connection.proxy == PROXY
+    assert connection.error is None
+    protocol.connectionLost()
+    server.clock.advance(TIMEOUT)
+    assert len(server.seen) == 1
+
+
+@pytest.mark.parametrize("header", UNNAMED, ids=repr)
+def test_header_that_names_nobody(header: bytes) -> None:
+    """A proxy's own health check is recorded with the socket's own addresses, and is no error."""
+    connection = receive(header)
+    assert (connection.client, connection.server) == (PROXY, HOST)
+    assert (connection.proxy, connection.error) == (None, None)
+
+
+@pytest.mark.parametrize("data", INVALID, ids=repr)
+def test_what_is_no_header(data: bytes) -> None:
+    """It is recorded with the socket's own peer, and what was wrong."""
+    connection = receive(data)
+    assert (connection.client, connection.server) == (PROXY, HOST)
+    assert (connection.proxy, connection.error) == (None, "proxy_header_invalid")
+    assert connection.fields()["error.type"] == "proxy_header_invalid"
+    assert str(connection).endswith("10.0.0.2:40112 -> 10.0.0.1:7878 (proxy_header_invalid)")
+
+
+@pytest.mark.parametrize(
+    ("data", "error"),
+    [
+        (b"", "timeout"),
+        (b"P", "timeout"),
+        (b"PROXY TCP4", "timeout"),
+        (SIGNATURE, "timeout"),
+        (b"PROXY UNKNOWN" + bytes(93), "timeout"),
+        (b"PROXY UNKNOWN" + bytes(94), "too_long"),
+        (b"PROXY UNKNOWN" + bytes(93) + b"\r\n", "too_long"),
+        (v2(0x11, bytes(521)), "too_long"),
+        (v2(0x11, bytes(65535))[:16], "too_long"),
+    ],
+    ids=repr,
+)
+def test_header_without_an_end(data: bytes, error: str) -> None:
+    """It has 5 seconds and 107 bytes in version 1, 536 in version 2; then it is let go."""
+    assert receive(data).error == f"proxy_header_{error}"
+
+
+def test_longest_headers() -> None:
+    """What just fits is taken."""
+    assert receive(b"PROXY UNKNOWN ".ljust(105, b"x") + b"\r\n").error is None
+    assert receive(v2(0x11, bytes(12) + b"\x04\x01\xf9" + bytes(505))).error is None
+
+
+@pytest.mark.parametrize("data", [b"", b"PROXY TCP4 1.2."])
+def test_hang_up_halfway(data: bytes) -> None:
+    """A client that hangs up before its header is whole is recorded once."""
+    server = Server()
+    protocol, _ = server.connect()
+    protocol.dataReceived(data)
+    protocol.connectionLost()
+    server.clock.advance(TIMEOUT)
+    assert [connection.error for connection in server.seen] == ["proxy_header_incomplete"]
+
+
+def test_too_many_wait() -> None:
+    """Beyond the bound the one that waits longest is let go, and recorded."""
+    server = Server()
+    transports = [server.connect()[1] for _ in range(WAITING + 2)]
+    assert [transport.disconnecting for transport in transports[:3]] == [True, True, False]
+    assert [connection.error for connection in server.seen] == ["proxy_header_evicted"] * 2
+    assert len(server.factory.waiting) == WAITING
+
+
+def test_stop() -> None:
+    """Those whose header was on its way when the last port closed are recorded."""
+    server = Server()
+    server.factory.doStart()
+    _, transport = server.connect()
+    server.factory.doStop()
+    assert transport.disconnecting
+    assert [connection.error for connection in server.seen] == ["proxy_header_stopped"]
+    assert not server.clock.getDelayedCalls()
+
+
+def test_tls_is_aborted() -> None:
+    """A TLS peer is not asked whether it agrees to the end."""
+    server = Server()
+    protocol, transport = server.connect()
+    directlyProvides(transport, ISSLTransport)
+    protocol.dataReceived(LOCAL)
+    assert transport.disconnected
+
+
+def test_datagrams() -> None:
+    """A proxy that says it forwards UDP is believed."""
+    header = inet(0x12, "192.0.2.7", "198.51.100.1", 53, 53)
+    assert receive(header).fields()["network.transport"] == "udp"
+
+
+def test_fields() -> None:
+    """The proxy stands in its own fields."""
+    fields = receive(NAMED[0][0]).fields()
+    assert (fields["client.address"], fields["client.port"]) == ("192.0.2.7", 56324)
+    assert (fields["server.address"], fields["server.port"]) == ("198.51.100.1", 443)
+    assert fields["network.peer.address"], fields["network.peer.port"] == ("10.0.0.2", 40112)
+
+
+ports = st.integers(0, 65535)
+v4s = st.ip_addresses(v=4).map(str)
+v6s = st.ip_addresses(v=6).map(str)
+paths = st.binary(max_size=108).filter(lambda path: not path[1:].count(0))
+extensions = st.lists(
+    st.tuples(st.integers(0, 255), st.binary(max_size=40)).filter(lambda e: e[0] != 3), max_size=5
+).map(lambda pairs: b"".join(struct.pack("!BH", t, len(d)) + d for t, d in pairs))
+
+
+@st.composite
+def headers(draw: st.DrawFn) -> tuple[bytes, tuple[object, object]]:
+    """Return a valid header, and the client and server that it names."""
+    version, family = draw(st.sampled_from([1, 2])), draw(st.sampled_from([4, 6, 0]))
+    one, two = draw(ports), draw(ports)
+    if family == 0:
+        source, dest = draw(paths), draw(paths)
+        return unix(source, dest), (UNIXAddress(source or None), UNIXAddress(dest or None))
+    addresses, kind = (v4s, IPv4Address) if family == 4 else (v6s, IPv6Address)
+    source_, dest_ = draw(addresses), draw(addresses)
+    named = kind("TCP", source_, one), kind("TCP", dest_, two)
+    if version == 1:
+        return f"PROXY TCP{family} {source_} {dest_} {one} {two}\r\n".encode(), named
+    number = 0x11 if family == 4 else 0x21
+    return inet(number, source_, dest_, one, two, extensions=draw(extensions)), named
+
+
+def cut(data: bytes, places: Iterable[int]) -> list[bytes]:
+    """Return data in pieces."""
+    ends = sorted({place % (len(data) + 1) for place in places} | {0, len(data)})
+    return [data[a:b] for a, b in pairwise(ends)]
+
+
+@given(header=headers(), behind=st.binary(max_size=600), places=st.lists(st.integers(0, 2000)))
+def test_any_header_cut_anywhere(
+    header: tuple[bytes, tuple[object, object]], behind: bytes, places: list[int]
+) -> None:
+    """A valid header says what it says, in whatever pieces it comes, whatever comes behind."""
+    data, named = header
+    connection = receive(*cut(data + behind, places))
+    assert connection.error is None
+    text = str(connection)
+    assert text.isprintable()
+    expected = Connection(0, 1, *named)  # type: ignore[arg-type]
+    if "::ffff:" not in text + str(expected):
+        assert (connection.client, connection.server) == named
+
+
+@settings(max_examples=300)
+@given(
+    data=st.one_of(
+        st.binary(max_size=700),
+        st.binary(max_size=700).map(lambda data: SIGNATURE + data),
+        st.binary(max_size=120).map(lambda data: b"PROXY " + data),
+        st.text(alphabet="TCP46UNKOW 0123456789.:%+\r\n\x1bf", max_size=90).map(
+            lambda text: b"PROXY " + text.encode()
+        ),
+    ),
+    places=st.lists(st.integers(0, 2000)),
+)
+def test_any_bytes_are_one_record(data: bytes, places: list[int]) -> None:
+    """Nothing raises, nothing stays open, nothing is recorded twice, whatever is sent."""
+    whole, pieces = receive(data), receive(*cut(data, places))
+    assert whole[2:] == pieces[2:]
+    assert str(whole).isprintable()
