@@ -1,0 +1,35 @@
+"""Start programs for a test, and end them with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from processes import SCRIPTS, Process, Start, tool
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Start a program, by its name beside this Python or on the PATH, with its arguments."""
+    processes: list[Process] = []
+
+    def startProcess(program: str, *arguments: object, **options: object) -> Process:
+        beside = SCRIPTS / program
+        path = str(beside) if beside.exists() else tool(program)
+        command = [path, *map(str, arguments)]
+        processes.append(Process(command, tmp_path, **options))
+        return processes[-1]
+
+    yield startProcess
+    for process in reversed(processes):
+        process.end()
+
+
+@pytest.fixture
+def hello(start: Start) -> Start:
+    """Start C{twistd -n hello-listen} with arguments."""
+    return lambda *arguments, **options: start(
+        "twistd", "-n", "--pidfile=", "hello-listen", *arguments, **options
+    )

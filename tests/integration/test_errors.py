@@ -1,0 +1,147 @@
+"""What cannot be started says so in one line, under every way to start it, and leaves nothing."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from processes import PATIENCE, SCRIPTS, run, tool
+
+pytestmark = pytest.mark.unix
+
+
+@contextmanager
+def busy(tmp_path: Path) -> Iterator[int]:
+    """Return a port that is in use; the UNIX socket C{live} and the port 127.0.0.1 are too."""
+    with socket.socket() as tcp, socket.socket(socket.AF_UNIX) as unix:
+        tcp.bind(("127.0.0.1", 0))
+        tcp.listen()
+        unix.bind(f"{tmp_path}/live")
+        unix.listen()
+        yield tcp.getsockname()[1]
+
+
+# Each is what is typed, and what the last line has to name; {} is a port that is in use.
+USAGE_ERRORS = [
+    (["-e", "tcp:notaport"], "'tcp:notaport': not a number: 'notaport'"),
+    (["-e", "tcp"], "'tcp': missing: 'port'"),
+    (["-e", "foo:1"], "'foo:1': Unknown endpoint type: 'foo'"),
+    (["-e", "tcp:0:interfce=::1"], "no such argument: 'interfce'"),
+    (["-e", "tcp:0:backlog=abc"], "'tcp:0:backlog=abc': not a number: 'abc'"),
+    (["-e", "unix:"], "'unix:': missing: 'address'"),
+    (["-e", "ssl:0:privateKey=no.pem"], "No such file or directory: '"),
+    (["-e", "systemd:domain=INET:index=0"], "no such socket was inherited"),
+    (["-e", "systemd:domain=INET:name=web"], "no such socket was inherited"),
+    (["surplus"], "unexpected argument: 'surplus'"),
+    (["--bogus"], "option --bogus not recognized"),
+]
+LISTEN_ERRORS = [
+    ("tcp:{}:interface=127.0.0.1", "Address already in use"),
+    ("tcp:99999", "bind(): port must be 0-65535"),
+    ("tcp:0:interface=192.0.2.1", "Cannot assign requested address"),
+    ("tcp:0:interface=no name", "Name or service not known"),
+    ("unix:no/such/folder/s", "No such file or directory"),
+    ("unix:live", "Address already in use"),
+]
+# A daemonizing twistd parses its options before it does anything else, as twistd -n does; twist
+# shows all usage errors alike.
+CASES = [("twistd -n", *case) for case in USAGE_ERRORS]
+CASES += [("twist", *case) for case in USAGE_ERRORS[-4:]]
+CASES += [
+    (how, [*before, "-e", endpoint], f"{reason}: '{endpoint}'")
+    for how in ("twistd -n", "twist", "twistd")
+    for before in ([], ["-e", "unix:s", "-e", "tcp:0:interface=127.0.0.1"])
+    for endpoint, reason in LISTEN_ERRORS[: 1 if before else None]
+]
+
+
+@pytest.mark.parametrize("how", ["twistd -n", "twist", "twistd"])
+def test_errors(tmp_path: Path, how: str) -> None:
+    """The last line names what is wrong; no traceback, no status 0, no file is left."""
+    cases = [(arguments, named) for way, arguments, named in CASES if way == how]
+    folders = [tmp_path / str(number) for number in range(len(cases))]
+    with ThreadPoolExecutor(4) as pool:
+        checks = [
+            pool.submit(check, how, folder, *case)
+            for folder, case in zip(folders, cases, strict=True)
+        ]
+    for checked in checks:
+        checked.result()
+
+
+def check(how: str, folder: Path, arguments: list[str], named: str) -> None:
+    """Start it with an error, in a folder with a live UNIX socket, and look at what comes of it."""
+    folder.mkdir()
+    with busy(folder) as port:
+        program, *flags = how.split()
+        before = sorted(folder.iterdir())
+        typed = [argument.format(port) for argument in arguments]
+        ended = run(SCRIPTS / program, *flags, "hello-listen", *typed, cwd=folder)
+    log = folder / "twistd.log"
+    logged, limit = "", time.monotonic() + PATIENCE
+    while how == "twistd" and "hello-listen: " not in logged and time.monotonic() < limit:
+        # The daemon tells its parent before it writes its log.
+        logged = log.read_text()
+    assert ended.returncode == 1 or (program, ended.returncode) == ("twist", os.EX_USAGE)
+    assert "Traceback" not in ended.stdout + ended.stderr + logged
+    last = (logged or ended.stdout + ended.stderr).splitlines()[-1]
+    assert named.format(port) in last
+    if how == "twistd":
+        [reason, advice] = ended.stderr.splitlines()
+        assert reason.startswith('An error has occurred: b"hello_listen.ListenError: ')
+        assert named.format(port)[:70] in reason
+        assert advice == "Please look at log file for more information."
+        log.unlink()
+    assert sorted(folder.iterdir()) == before
+
+
+def test_inherited_socket_of_another_name(tmp_path: Path) -> None:
+    """A wrong name or index among inherited sockets is an error as well."""
+    for wrong in ("name=mail", "index=1"):
+        script = (
+            "import os, socket, sys; s = socket.socket(); s.listen(); "
+            "s.fileno() == 3 or os.dup2(s.fileno(), 3); os.set_inheritable(3, True); "
+            "os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='1', LISTEN_FDNAMES='web'); "
+            "os.execv(sys.argv[1], sys.argv[1:])"
+        )
+        ended = run(
+            SCRIPTS / "python", "-c", script, SCRIPTS / "twistd", "-n", "--pidfile=",
+            "hello-listen", "-e", f"systemd:domain=INET:{wrong}", cwd=tmp_path,
+        )  # fmt: skip
+        assert ended.returncode == 1
+        assert "no such socket was inherited" in ended.stdout.splitlines()[-1]
+
+
+def test_tls_without_pyopenssl(tmp_path: Path) -> None:
+    """Without pyOpenSSL, an ssl: endpoint says what to install."""
+    (tmp_path / "OpenSSL.py").write_text("raise ImportError(\"No module named 'OpenSSL'\")")
+    for endpoint in ("ssl:0", "tls:certificates"):
+        ended = run(
+            SCRIPTS / "twistd", "-n", "hello-listen", "-e", endpoint,
+            cwd=tmp_path, env={"PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"},
+        )  # fmt: skip
+        assert ended.returncode == 1
+        last = (ended.stdout + ended.stderr).splitlines()[-1]
+        assert last.endswith("No module named 'OpenSSL': pip install 'hello-listen[tls]'")
+        assert [path.name for path in tmp_path.iterdir()] == ["OpenSSL.py"]
+
+
+def test_port_below_1024_without_rights(tmp_path: Path) -> None:
+    """Whoever may not bind a port is told so."""
+    if int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text()) <= 1:
+        pytest.skip("here everyone may bind port 1")
+    restrict = [] if os.geteuid() else [tool("setpriv"), "--bounding-set=-net_bind_service"]
+    ended = run(
+        *restrict, SCRIPTS / "twistd", "-n", "--pidfile=", "hello-listen",
+        "-e", "tcp:1:interface=127.0.0.1", cwd=tmp_path,
+    )  # fmt: skip
+    assert ended.returncode == 1
+    assert ended.stdout.endswith("Permission denied: 'tcp:1:interface=127.0.0.1'\n")
+    assert "Traceback" not in ended.stdout + ended.stderr

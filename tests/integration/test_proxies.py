@@ -1,0 +1,319 @@
+"""Behind real proxies and inherited sockets, the record names the client that really connected."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import signal
+import socket
+import sys
+import threading
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import pytest
+
+from processes import INHERIT, PATIENCE, SCRIPTS, Process, Start, freePort, run, tool, untilEnd
+
+pytestmark = pytest.mark.unix
+CLIENTS = [f"127.0.0.{number}" for number in range(2, 7)]
+LOOPBACK = "tcp:0:interface=127.0.0.1"
+
+HAPROXY = """
+global
+    maxconn 100
+defaults
+    mode tcp
+    timeout connect 5s
+    timeout client 5s
+    timeout server 5s
+listen v4
+    bind 127.0.0.1:{v4}
+    server hello {target} {option}
+listen v6
+    bind [::1]:{v6}
+    server hello {target} {option}
+listen unix
+    bind unix@{folder}/front
+    server hello {target} {option}
+listen checks
+    bind unix@{folder}/checks
+    server hello {target} {option} check inter 100ms
+"""
+
+NGINX = """
+daemon off;
+master_process off;
+pid {folder}/nginx.pid;
+error_log stderr;
+load_module {modules}/ngx_stream_module.so;
+worker_processes 1;
+events {{ }}
+stream {{
+    server {{ listen 127.0.0.1:{v4}; listen [::1]:{v6}; proxy_pass {target}; proxy_protocol on; }}
+}}
+"""
+
+
+def waitFor(process: Process, pattern: str, count: int) -> list[str]:
+    """Read connections until so many match, and return the matching ones."""
+    found: list[str] = []
+    while len(found) < count:
+        [line] = process.connections(1)
+        if re.search(pattern, line):
+            found.append(line)
+    return found
+
+
+def portIn(log: Path) -> int:
+    """Wait until a log says where it listens, and return the port."""
+    for _ in range(int(PATIENCE * 100)):
+        found = re.search(r"Listening on 127.0.0.1:(\d+)", log.read_text() if log.exists() else "")
+        if found:
+            return int(found[1])
+        threading.Event().wait(0.01)
+    raise AssertionError(f"no port in {log}")
+
+
+def untilListening(*ports: int) -> None:
+    """Connect to each port until somebody listens there."""
+    for port in ports:
+        for _ in range(int(PATIENCE * 100)):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            threading.Event().wait(0.01)
+
+
+@pytest.mark.parametrize(
+    ("option", "inner"),
+    [
+        ("send-proxy", "tcp"),
+        ("send-proxy-v2", "tcp"),
+        ("send-proxy", "tcp6"),
+        ("send-proxy-v2", "unix"),
+    ],
+)
+def test_haproxy(start: Start, hello: Start, tmp_path: Path, option: str, inner: str) -> None:
+    """HAProxy's clients are recorded one by one over IPv4, IPv6 and UNIX; its checks as itself."""
+    if inner == "unix":
+        server = hello("-e", f"haproxy:unix:{tmp_path}/s")
+        server.expect("Listening on unix:")
+        target = f"unix@{tmp_path}/s"
+    elif inner == "tcp":
+        target = f"127.0.0.1:{(server := hello('-e', f'haproxy:{LOOPBACK}')).port()}"
+    else:
+        server = hello("-e", r"haproxy:tcp6:0:interface=\:\:1")
+        target = f"[::1]:{server.port()}"
+    v4, v6 = freePort(), freePort("::1")
+    configuration = tmp_path / "haproxy.cfg"
+    configuration.write_text(
+        HAPROXY.format(v4=v4, v6=v6, folder=tmp_path, target=target, option=option)
+    )
+    start("haproxy", "-db", "-f", configuration)
+    # In version 2 a check is LOCAL; in version 1 it names HAProxy as its own client.
+    own = waitFor(server, r"^(?!.* via )|^(\S+) -> \S+ via \1$", 2)
+    names = [untilEnd(("127.0.0.1", v4), source=client)[0] for client in CLIENTS]
+    lines = waitFor(server, rf"^127\.0\.0\.[2-6]:.* -> 127.0.0.1:{v4} via ", len(CLIENTS))
+    assert [line.partition(" ")[0] for line in lines] == names
+    untilEnd(("::1", v6))
+    waitFor(server, rf"^\[::1\]:\d+ -> \[::1\]:{v6} via ", 1)
+    untilEnd(f"{tmp_path}/front")
+    # HAProxy sends UNKNOWN, or a version 2 header for UNIX, for a client of its UNIX socket.
+    waitFor(server, "^(unix:|127.0.0.1:|\\[::1\\]:)", 1)
+    assert not any("proxy_header" in line for line in own + server.lines)
+    assert "Traceback" not in server.stop()
+
+
+def test_nginx(start: Start, hello: Start, tmp_path: Path) -> None:
+    """nginx's stream module, with proxy_protocol on, names each client of IPv4 and IPv6."""
+    server = hello("-e", f"haproxy:{LOOPBACK}")
+    target = f"127.0.0.1:{server.port()}"
+    v4, v6 = freePort(), freePort("::1")
+    configuration = tmp_path / "nginx.conf"
+    configuration.write_text(
+        NGINX.format(v4=v4, v6=v6, folder=tmp_path, target=target, modules="/usr/lib/nginx/modules")
+    )
+    start("nginx", "-p", tmp_path, "-e", "stderr", "-c", configuration)
+    untilListening(v4)
+    names = [untilEnd(("127.0.0.1", v4), source=client)[0] for client in CLIENTS]
+    lines = waitFor(server, rf"^127\.0\.0\.[2-6]:.* -> 127.0.0.1:{v4} via ", len(CLIENTS))
+    assert [line.partition(" ")[0] for line in lines] == names
+    untilEnd(("::1", v6))
+    waitFor(server, rf"^\[::1\]:\d+ -> \[::1\]:{v6} via ", 1)
+    assert not any("proxy_header" in line for line in server.lines)
+
+
+def test_inside_an_inherited_socket(start: Start, tmp_path: Path) -> None:
+    """haproxy:systemd: reads the header as well."""
+    server = start(
+        "systemd-socket-activate", f"--listen={tmp_path}/s", "--fdname=hello", SCRIPTS / "twistd",
+        "-n", "--pidfile=", "hello-listen", "-e", "haproxy:systemd:domain=UNIX:index=0",
+    )  # fmt: skip
+    server.expect("Listening on")
+    with socket.socket(socket.AF_UNIX) as proxy:
+        proxy.settimeout(PATIENCE)
+        proxy.connect(f"{tmp_path}/s")
+        proxy.sendall(b"PROXY TCP4 192.0.2.7 192.0.2.1 1 2\r\n")
+        assert proxy.recv(1) == b""
+    assert server.connections(1) == ["192.0.2.7:1 -> 192.0.2.1:2 via unix:"]
+
+
+def test_inside_tls(hello: Start, tmp_path: Path) -> None:
+    """A header inside TLS is read there, and the peer cannot keep the socket."""
+    made = run(
+        tool("openssl"), "req", "-x509", "-newkey", "rsa:2048", "-noenc", "-subj", "/CN=a",
+        "-keyout", "key", "-out", "crt", cwd=tmp_path,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    (tmp_path / "server.pem").write_text(
+        (tmp_path / "key").read_text() + (tmp_path / "crt").read_text()
+    )
+    server = hello("-e", "haproxy:ssl:0:interface=127.0.0.1")
+    port = server.port()
+    header = "printf 'PROXY TCP4 192.0.2.7 192.0.2.1 1 2\\r\\n'"
+    run("sh", "-c", f"{header} | {tool('openssl')} s_client -quiet -connect 127.0.0.1:{port}")
+    [line] = server.connections(1)
+    assert line.startswith("192.0.2.7:1 -> 192.0.2.1:2 via 127.0.0.1:")
+
+
+def test_hostile_peers(hello: Start) -> None:
+    """Whatever is sent instead of a header is one line, without control character or traceback."""
+    server = hello("-e", f"haproxy:{LOOPBACK}")
+    port = server.port()
+    hostile = [
+        b"PROXY TCP4 1.2.3.4\x1b[31mEVIL 5.6.7.8 1 2\r\n",
+        b"PROXY TCP4 a\nfake:line 5.6.7.8 1 2\r\n",
+        b"GET / HTTP/1.0\r\n\r\n",
+        b"\r\n\r\n\0\r\nQUIT\n\x21\x31\x00\xd8" + b"/\n\x1b[31m".ljust(108, b"\0") + bytes(108),
+        os.urandom(600),
+    ]
+    for data in hostile:
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.sendall(data)
+            with suppress(ConnectionResetError):
+                assert client.recv(1) == b""
+    lines = server.connections(len(hostile))
+    assert [line.endswith("(proxy_header_invalid)") for line in lines] == [
+        True, True, True, False, True,
+    ]  # fmt: skip
+    assert lines[3].startswith(r"unix:/\n\x1b[31m -> unix: via ")
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        client.sendall(b"PROXY TCP4")
+    assert server.connections(1)[0].endswith("(proxy_header_incomplete)")
+    output = server.stop()
+    assert "Traceback" not in output
+    assert output.replace("\n", "").isprintable()
+
+
+def test_a_thousand_silent_clients(start: Start, tmp_path: Path) -> None:
+    """All are recorded and gone at the time limit, most of them earlier, and hold little memory."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        server = start(
+            "twistd", "-n", "--pidfile=", "--logfile=log", "hello-listen",
+            "-e", f"haproxy:{LOOPBACK}",
+        )  # fmt: skip
+        port = portIn(tmp_path / "log")
+        with ExitStack() as stack:
+            clients = [
+                stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+                for _ in range(1000)
+            ]
+            names = {"{}:{}".format(*client.getsockname()) for client in clients}
+            for client in clients:
+                client.settimeout(PATIENCE)
+                assert client.recv(1) == b""
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    server.stop()
+    log = (tmp_path / "log").read_text()
+    recorded = re.findall(r"established! (\S+) -> \S+ \((\w+)\)", log)
+    assert {client for client, _ in recorded} == names
+    assert {why for _, why in recorded} == {"proxy_header_evicted", "proxy_header_timeout"}
+    assert "Stopped. Connections: 1000\n" in log
+
+
+@pytest.mark.parametrize("program", ["connect", "half-open"])
+def test_port_scan(hello: Start, program: str) -> None:
+    """nmap's connect scan is recorded; its half-open scan establishes nothing, which is nothing."""
+    server = hello("-e", LOOPBACK)
+    port = server.port()
+    if program == "half-open" and os.geteuid() != 0:
+        pytest.skip("only root may send raw packets")
+    scan = "-sT" if program == "connect" else "-sS"
+    scanned = run(tool("nmap"), scan, "-Pn", "-n", "-p", port, "127.0.0.1")
+    assert f"{port}/tcp open" in scanned.stdout
+    if program == "connect":
+        server.connections(1)
+    else:
+        assert "Stopped. Connections: 0" in server.stop()
+
+
+def test_twist_json_of_a_proxied_connection(start: Start) -> None:
+    """All fields of an event are plain values, whole in a JSON log."""
+    server = start("twist", "--log-format=json", "hello-listen", "-e", f"haproxy:{LOOPBACK}")
+    port = int(server.expect(r'"address": "127.0.0.1:(\d+)"')[1])
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        client.sendall(b"PROXY TCP6 2001:db8::7 2001:db8::1 1 2\r\n")
+        assert client.recv(1) == b""
+        source = client.getsockname()
+    line = server.expect('"text"').string
+    for field in (
+        '"client.address": "2001:db8::7"', '"client.port": 1', '"server.address": "2001:db8::1"',
+        '"network.peer.address": "127.0.0.1"', f'"network.peer.port": {source[1]}',
+        '"network.type": "ipv6"', '"sequence": 1',
+    ):  # fmt: skip
+        assert field in line
+
+
+@pytest.mark.parametrize("family", ["INET", "INET6", "UNIX"])
+def test_restart_loses_nobody(start: Start, tmp_path: Path, family: str) -> None:
+    """While its socket is inherited, those who come when the service is down wait for the next."""
+    if family == "UNIX":
+        listener, address = socket.socket(socket.AF_UNIX), str(tmp_path / "s")
+        listener.bind(address)
+        os.chmod(address, 0o600)
+    else:
+        listener = socket.socket(getattr(socket, f"AF_{family}"))
+        listener.bind(("127.0.0.1" if family == "INET" else "::1", 0))
+        address = listener.getsockname()[:2]
+    listener.listen(1000)
+
+    def serve() -> Process:
+        return start(
+            sys.executable, "-c", INHERIT, listener.fileno(), SCRIPTS / "twistd", "-n",
+            "--pidfile=", "hello-listen", "-e", f"systemd:domain={family}:name=hello",
+            pass_fds=[listener.fileno()],
+        )  # fmt: skip
+
+    ended, going = [], threading.Event()
+
+    def connect() -> None:
+        while not going.is_set():
+            ended.append(untilEnd(address)[1])
+
+    clients = [threading.Thread(target=connect) for _ in range(8)]
+    for client in clients:
+        client.start()
+    counts = []
+    try:
+        for _ in range(2):
+            server = serve()
+            server.connections(200)
+            output = server.stop(signal.SIGTERM)
+            assert "Traceback" not in output
+            counts.append(int(re.findall(r"Connections: (\d+)", output)[-1]))
+        last = serve()
+        last.connections(50)
+    finally:
+        going.set()
+        for client in clients:
+            client.join()
+        listener.close()
+    counts.append(int(re.findall(r"Connections: (\d+)", last.stop())[-1]))
+    assert ended == [b""] * sum(counts)
+    if family == "UNIX":
+        assert os.stat(address).st_mode & 0o777 == 0o600
