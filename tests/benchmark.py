@@ -28,6 +28,7 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
+CROWD = 1000
 BURST = 4000
 BURSTS = 3
 STARTS = 7
@@ -245,6 +246,7 @@ COLUMNS = {
     "cpu": ("CPU, µs each", "{:.1f}"),
     "p50": ("p50, ms", "{:.2f}"),
     "p99": ("p99, ms", "{:.2f}"),
+    "crowd": (f"by {CROWD} clients, /s", "{:,.0f}"),
     "memory": ("peak, MiB", "{:.1f}"),
     "burst": (f"of {BURST:,} at once", "{:,.0f}"),
     "startUp": ("start-up, ms", "{:.0f}"),
@@ -254,6 +256,7 @@ COLUMNS = {
 
 RATIOS = [
     ("rate", "hello-listen-log", "rust"),
+    ("crowd", "hello-listen-log", "rust"),
     ("cpu", "hello-listen-log", "go"),
     ("cpu", "hello-listen-log", "twisted"),
     ("cpu", "hello-listen", "twisted"),
@@ -431,9 +434,12 @@ def measure(chosen: list[Server], options: argparse.Namespace) -> dict[str, str]
         for server, *_ in runs:
             idle = server.cpu() - server.figures["warm"][0] - sum(server.figures["used"])
             server.add(recorded=server.recorded(), idle=idle)
-        for _ in counted("burst", BURSTS):
+        for _ in counted("crowd and burst", BURSTS):
             for server, *_ in runs:
                 server.add(burst=server.drive(BURST, BURST, 1)["answered"])
+                if not server.forks:
+                    seen = server.drive(10 * CROWD, CROWD)
+                    server.add(crowd=seen["answered"] / seen["wall"])
         for server, *_ in runs:
             server.add(memory=server.peakMemory())
     for _ in counted("start-up", STARTS):
@@ -445,6 +451,8 @@ def measure(chosen: list[Server], options: argparse.Namespace) -> dict[str, str]
 
 def spread(figures: list[float], style: str) -> str:
     """Return the median, with the least and the most where there are several figures."""
+    if not figures:
+        return "-"
     low, middle, high = (style.format(f(figures)) for f in (min, median, max))
     return middle if len(figures) == 1 else f"{middle} ({low}-{high})"
 
@@ -466,7 +474,8 @@ def report(servers: list[Server], leftOut: dict[str, str], options: argparse.Nam
     print(
         f"\nMedian (least-most) of {options.rounds} interleaved rounds with {options.connections:,}"
         f" connections by {options.clients} clients; where the server forks, 500 by 4 at most.\n"
-        f"Of {BURST:,} clients at once, those answered within a second, in {BURSTS} bursts."
+        f"By {CROWD} clients: {10 * CROWD:,} connections, {BURSTS} times, after a burst: of"
+        f" {BURST:,} clients at once, those answered within a second."
         f" Start-up: {STARTS} times, until it listened.\n"
         "Recorded: the part of the connections that the server's log shows."
         " Load generator: its share of all cores.\n"
