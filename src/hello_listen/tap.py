@@ -34,7 +34,6 @@ class Options(UsageOptions):
         @param reactor: what the endpoints are parsed for; by default the global reactor.
         """
         super().__init__()
-        self._error = ""
         self._reactor = reactor
         self["endpoints"] = []
         self["connection-log"] = None
@@ -63,16 +62,19 @@ class Options(UsageOptions):
     opt_l = opt_connection_log
 
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
-        """Parse, and remember what was wrong."""
+        """
+        Parse; under twistd and twist, end the process with one line that says what is wrong.
+
+        Their own reply is forty lines of help, and from twistd before Twisted 26.10 a status of 0.
+
+        @raise UsageError: nobody's subcommand is parsed.
+        """
         try:
             super().parseOptions(options)
         except UsageError as error:
-            self._error = str(error)
-            raise
-
-    def getUsage(self, width: int | None = None) -> str:
-        """Return the help, or the error: twist prints this last, and forty lines would hide it."""
-        return f"hello-listen: {self._error}" if self._error else super().getUsage(width)
+            if self.parent is None:
+                raise
+            sys.exit(f"hello-listen: {error}")
 
     def parseArgs(self, *arguments: str) -> None:
         """Refuse what no option takes."""

@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
+from twisted.internet.interfaces import IStreamServerEndpointStringParser
+from twisted.plugin import getPlugins
 
 SCRIPTS = Path(sys.executable).parent
 PATIENCE = 30.0
@@ -104,6 +106,13 @@ def tool(name: str) -> str:
     if path is None:
         pytest.skip(f"{name} is not installed")
     return path
+
+
+def needTLS(endpoint: str) -> None:
+    """Skip the test where a C{tls:} endpoint is needed, and Twisted has none."""
+    parsers = getPlugins(IStreamServerEndpointStringParser)
+    if endpoint.startswith("tls:") and "tls" not in [parser.prefix for parser in parsers]:
+        pytest.skip("tls: endpoints came with Twisted 26.4")
 
 
 def run(

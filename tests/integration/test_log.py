@@ -299,8 +299,9 @@ def test_log_that_cannot_be_opened(tmp_path: Path, path: str, reason: str) -> No
     os.mkfifo(tmp_path / "fifo")
     ended = run(SCRIPTS / "twistd", "-n", "hello-listen", "-l", path, "-e", "unix:s", cwd=tmp_path)
     assert ended.returncode == 1
-    assert reason in ended.stdout.splitlines()[-1]
-    assert f"'{path}'" in ended.stdout.splitlines()[-1]
+    [line] = ended.stderr.splitlines()
+    assert reason in line
+    assert f"'{path}'" in line
     assert "Traceback" not in ended.stdout + ended.stderr
     assert [entry.name for entry in tmp_path.iterdir()] == ["fifo"]
 

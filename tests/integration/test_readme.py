@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from processes import SCRIPTS, Start, run, tool, untilEnd
+from processes import SCRIPTS, Start, needTLS, run, tool, untilEnd
 
 pytestmark = pytest.mark.unix
 README = (Path(__file__).parents[2] / "README.md").read_text()
@@ -40,6 +40,7 @@ ENDPOINTS = re.findall(r"^\| .+ \| `([a-z0-9]+:[^`]*)` \|$", README, re.MULTILIN
 def test_endpoint(start: Start, hello: Start, tmp_path: Path, endpoint: str) -> None:
     """Each endpoint of the table is understood and served."""
     assert len(ENDPOINTS) >= 10
+    needTLS(endpoint)
     if "server.pem" in endpoint or "certificates" in endpoint:
         (tmp_path / "certificates").mkdir()
         made = run(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from processes import PATIENCE, SCRIPTS, Start, freePort, run, tool, untilEnd
+from processes import PATIENCE, SCRIPTS, Start, freePort, needTLS, run, tool, untilEnd
 
 pytestmark = pytest.mark.unix
 LOOPBACK = "tcp:0:interface=127.0.0.1"
@@ -229,6 +229,7 @@ def certificate(tmp_path: Path) -> Path:
 )
 def test_tls(hello: Start, certificate: Path, endpoint: str) -> None:
     """A TLS endpoint records and drops its client before the handshake."""
+    needTLS(endpoint)
     server = hello("-e", endpoint.format(certificate))
     port = server.port()
     host = "127.0.0.1" if endpoint.startswith("ssl") else "[::1]"
