@@ -135,6 +135,18 @@ endpoint = "tcp:" + os.environ["PORT"] + ":interface=127.0.0.1"
 strports.service(endpoint, Factory.forProtocol(Hello)).setServiceParent(application)
 """
 
+# Two processes on one socket, which they inherit as systemd passes it (sd_listen_fds(3)).
+SHARED = """
+import os, socket, sys
+
+listener = socket.create_server(("127.0.0.1", int(sys.argv[1])), backlog=4096)
+os.fork()
+os.dup2(listener.fileno(), 3)
+os.set_inheritable(3, True)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1", LISTEN_FDNAMES="hello")
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
 # A connect() to nowhere resets the connection that the server has closed: nothing is left in
 # TIME_WAIT, so ports do not run out, and every round finds the same machine. It also spares the
 # load generator a new socket for each connection.
@@ -239,7 +251,15 @@ int main(int argc, char **argv) {
 }
 """
 
-SOURCES = {"rust.rs": RUST, "go.go": GO, "c.c": C, "server.py": ASYNCIO, "plain.tac": TWISTED}
+SOURCES = {
+    "rust.rs": RUST,
+    "go.go": GO,
+    "c.c": C,
+    "server.py": ASYNCIO,
+    "plain.tac": TWISTED,
+    "shared.py": SHARED,
+    "load.c": LOAD,
+}
 
 COLUMNS = {
     "rate": ("connections/s", "{:,.0f}"),
@@ -256,6 +276,8 @@ COLUMNS = {
 
 RATIOS = [
     ("rate", "hello-listen-log", "rust"),
+    ("rate", "hello-listen-log-2", "rust"),
+    ("rate", "hello-listen-log-2", "hello-listen-log"),
     ("crowd", "hello-listen-log", "rust"),
     ("cpu", "hello-listen-log", "go"),
     ("cpu", "hello-listen-log", "twisted"),
@@ -297,7 +319,7 @@ class Server:
 
     @contextmanager
     def running(self) -> Iterator[float]:
-        """Run it, and give the seconds that passed until it listened."""
+        """Run it, and give the seconds that passed until it answered."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -312,10 +334,10 @@ class Server:
                 start_new_session=True,  # So that what it forks can be stopped with it.
             )
         try:
-            while not self._listens():
+            while not self._answers():
                 if self.process.poll() is not None or time.perf_counter() > began + PATIENCE:
                     said = self.log.read_text(errors="replace").strip().split("\n")[-1]
-                    raise LeftOut(said or "it does not listen")
+                    raise LeftOut(said or "it does not answer")
                 time.sleep(0.001)
             self.made = 1
             yield time.perf_counter() - began
@@ -327,11 +349,13 @@ class Server:
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
 
-    def _listens(self) -> bool:
+    def _answers(self) -> bool:
         """Try to connect, from another address: a socket could connect to itself otherwise."""
         with suppress(ConnectionRefusedError), socket.socket() as client:
+            client.settimeout(PATIENCE)
             client.bind(("127.0.0.2", 0))
             client.connect(("127.0.0.1", self.port))
+            client.recv(1)
             return True
         return False
 
@@ -350,14 +374,22 @@ class Server:
         return {**json.loads(load.stdout), "used": now - before}
 
     def cpu(self) -> float:
-        """Return the seconds of CPU that it, and the children it waited for, used so far."""
-        stat = Path(f"/proc/{self.process.pid}/stat").read_text()
-        return sum(map(int, stat.rpartition(")")[2].split()[11:15])) / os.sysconf("SC_CLK_TCK")
+        """Return the seconds of CPU that its processes, and those that ended, used so far."""
+        ticks = sum(int(figure) for stat in self._stats() for figure in stat[11:15])
+        return ticks / os.sysconf("SC_CLK_TCK")
 
     def peakMemory(self) -> float:
-        """Return the most memory that it had resident so far, in MiB."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+        """Return the most memory that its processes had resident so far, in MiB."""
+        peaks = (Path("/proc", stat[-1], "status").read_text() for stat in self._stats())
+        return sum(int(peak.partition("VmHWM:")[2].split()[0]) for peak in peaks) / 1024
+
+    def _stats(self) -> Iterator[list[str]]:
+        """Give what proc(5) says of each of its processes from the state on, and the number."""
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(FileNotFoundError, ProcessLookupError):
+                stat = path.read_text().rpartition(")")[2].split()
+                if stat[3] == str(self.process.pid):
+                    yield [*stat, path.parent.name]
 
     def recorded(self) -> float:
         """Return the part of the connections that its log shows; twistd splits long logs."""
@@ -380,6 +412,11 @@ SERVERS = {
     "hello-listen": Server("hello-listen", f"{TWISTD} {HELLO}"),
     "hello-listen-log": Server(
         "hello-listen --connection-log", f"{TWISTD}.twistd {HELLO} --connection-log {{log}}"
+    ),
+    "hello-listen-log-2": Server(
+        "two hello-listen --connection-log",
+        f"{{python}} shared.py {{port}} {TWISTD}.twistd"
+        " hello-listen -e systemd:domain=INET:name=hello --connection-log {log}",
     ),
 }
 
@@ -476,7 +513,7 @@ def report(servers: list[Server], leftOut: dict[str, str], options: argparse.Nam
         f" connections by {options.clients} clients; where the server forks, 500 by 4 at most.\n"
         f"By {CROWD} clients: {10 * CROWD:,} connections, {BURSTS} times, after a burst: of"
         f" {BURST:,} clients at once, those answered within a second."
-        f" Start-up: {STARTS} times, until it listened.\n"
+        f" Start-up: {STARTS} times, until it answered.\n"
         "Recorded: the part of the connections that the server's log shows."
         " Load generator: its share of all cores.\n"
     )
@@ -513,7 +550,7 @@ def drawSVG(path: Path, servers: list[Server], keys: list[str]) -> None:
         shapes.append(f'<text x="{x}" y="18" font-weight="bold">{COLUMNS[key][0]}</text>')
         for y, server in zip(range(42, 1000, 28), servers, strict=False):
             low, middle, high = (f(server.figures[key]) * scale for f in (min, median, max))
-            color = "#f09a78" if server.label.startswith("hello") else "#a9b8c9"
+            color = "#f09a78" if "hello-listen" in server.label else "#a9b8c9"
             shapes += [
                 f'<rect x="{x}" y="{y - 14}" width="{middle:.1f}" height="18" fill="{color}"/>',
                 f'<path d="M{x + low:.1f} {y - 5}H{x + high:.1f}" stroke="#666" stroke-width="2"/>',
@@ -580,7 +617,7 @@ def main() -> None:
     back = Path.cwd()
     with TemporaryDirectory() as directory:
         os.chdir(directory)
-        for name, source in {**SOURCES, "load.c": LOAD}.items():
+        for name, source in SOURCES.items():
             Path(name).write_text(source)
         subprocess.run(["cc", "-O2", "-pthread", "-o", "load", "load.c"], check=True)
         leftOut = measure([SERVERS[name] for name in options.servers], options)
