@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from twisted.internet.address import IPv4Address
+from twisted.internet.address import IPv4Address, UNIXAddress
 from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 
 from hello_listen import Connection, ConnectionLog
@@ -174,19 +174,82 @@ class Disk:
 
 
 def test_full_disk(tmp_path: Path, said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A line is continued where it stopped; each change is said once."""
+    """Half a line is taken back, for others may append to the file; each change is said once."""
     path = tmp_path / "log"
     disk = Disk(monkeypatch, room=LENGTH + 7)
     log = ConnectionLog(path)
     for number in range(1, 4):
         log(connection(number))
     said.wait("Connection log failed, records are kept in memory: No space left on device")
-    assert path.stat().st_size == LENGTH + 7
+    assert path.stat().st_size == LENGTH
     disk.room = 10**6
     said.wait("Connection log works again")
     log.close()
     assert sequences(path.read_text()) == [1, 2, 3]
     assert len(said.texts) == 3
+
+
+def test_half_a_line_that_cannot_be_taken_back(
+    tmp_path: Path, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is continued where it stopped."""
+    path = tmp_path / "log"
+    disk = Disk(monkeypatch, room=LENGTH + 7)
+    monkeypatch.setattr(os, "ftruncate", lambda file, size: os.rmdir("no folder"))
+    log = ConnectionLog(path)
+    for number in range(1, 4):
+        log(connection(number))
+    said.wait("Connection log failed")
+    assert path.stat().st_size == LENGTH + 7
+    disk.room = 10**6
+    said.wait("Connection log works again")
+    log.close()
+    assert sequences(path.read_text()) == [1, 2, 3]
+
+
+def test_path_out_of_reach(tmp_path: Path, said: Said) -> None:
+    """Where the file cannot be opened anew it is still written to, which is said once."""
+    folder, moved = tmp_path / "folder", tmp_path / "moved"
+    folder.mkdir()
+    log = ConnectionLog(folder / "log")
+    folder.rename(moved)
+    for number in range(1, 4):
+        log(connection(number))
+        untilSize(moved / "log", number * LENGTH)
+    (moved / "log").unlink()
+    log(connection(4))
+    said.wait("Connection log failed, records are kept in memory: No such file or directory")
+    moved.rename(folder)
+    said.wait("Connection log works again")
+    log.close()
+    assert sequences((folder / "log").read_text()) == [4]
+    assert said.texts[0].startswith("Connection log cannot be opened anew, and goes on where it is")
+    assert said.texts[3:] == ["Connections: 4, recorded: 4, lost: 0"]
+
+
+def test_client_that_is_called_as_what_is_counted(
+    tmp_path: Path, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No address makes the counts at the end untrue."""
+    Disk(monkeypatch, room=0)
+    log = ConnectionLog(tmp_path / "log")
+    name = UNIXAddress(b'"message": "Connections not recorded"')
+    for number in range(1, 4):
+        log(Connection(1795378774.5, number, name, name))
+    log.close()
+    assert said.texts[-1] == "Connections: 3, recorded: 0, lost: 3"
+
+
+def test_thread_that_cannot_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is tried again with the next connection."""
+    log = ConnectionLog(tmp_path / "log")
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", lambda thread: os.rmdir("no folder"))
+        with pytest.raises(OSError, match="No such file"):
+            log(connection(1))
+    log(connection(2))
+    log.close()
+    assert sequences((tmp_path / "log").read_text()) == [1, 2]
 
 
 def test_too_much_to_keep(tmp_path: Path, said: Said, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import atexit
 import os
 import select
 import stat
+from contextlib import suppress
 from json import dumps
 from threading import Event, Lock, Thread
 from time import time
@@ -28,7 +29,8 @@ CLOSING = 5.0
 
 # What is written to a pipe whole or not at all (pipe(7)), so that what is lost can be counted.
 _PIPE_BUF = getattr(select, "PIPE_BUF", 4096)
-_NOT_RECORDED = "Connections not recorded"
+# Quotes within a value are escaped, so no address looks like this.
+_NOT_RECORDED = b'"message": "Connections not recorded"'
 
 _log = Logger(namespace="hello_listen")
 
@@ -56,7 +58,7 @@ class ConnectionLog:
         self._path = None if path == "-" else os.path.abspath(path)
         self._file = 1 if self._path is None else _open(self._path)
         self._kept = kept
-        self._failing = False
+        self._failing = self._stuck = False
         self._thread: Thread | None = None
         self._wake = Event()
         self._closing = Event()
@@ -91,13 +93,14 @@ class ConnectionLog:
             self._lines.append(line)
             self._size += len(line)
             self._taken += 1
+        if self._thread is None:
+            # No earlier: a daemonizing twistd forks, and threads do not survive that.
+            thread = Thread(target=self._run, name="connection log", daemon=True)
+            thread.start()
+            self._thread = thread
+            atexit.register(self.close)
         if not self._wake.is_set():
             self._wake.set()
-            if self._thread is None:
-                # No earlier: a daemonizing twistd forks, and threads do not survive that.
-                self._thread = Thread(target=self._run, name="connection log", daemon=True)
-                self._thread.start()
-                atexit.register(self.close)
 
     def close(self) -> None:
         """Write what is left, for L{CLOSING} seconds at most, and log how much was recorded."""
@@ -109,7 +112,7 @@ class ConnectionLog:
             self._thread.join(CLOSING)
         with self._lock:
             left = self._batch[self._written :] + "".join(self._lines).encode()
-            unwritten = left.count(b"\n") - left.count(_NOT_RECORDED.encode())
+            unwritten = left.count(b"\n") - left.count(_NOT_RECORDED)
             recorded, lost = self._taken - unwritten, self._lost + unwritten
         _log.info(
             "Connections: {connections}, recorded: {recorded}, lost: {lost}",
@@ -123,7 +126,7 @@ class ConnectionLog:
         first, last, count = self._missing or (0, 0, 0)
         record = {
             "timestamp": timestamp(time()),
-            "message": _NOT_RECORDED,
+            "message": "Connections not recorded",
             "count": count,
             "sequence.first": first,
             "sequence.last": last,
@@ -160,6 +163,7 @@ class ConnectionLog:
             try:
                 written = self._write()
             except OSError as error:
+                self._takeBack()
                 self._failed(error)
                 if self._closing.is_set():
                     return False
@@ -177,15 +181,49 @@ class ConnectionLog:
         """Write as much of the batch as the system takes, and return how many bytes that was."""
         # A line is never begun in one file and ended in another.
         whole = self._written == 0 or self._batch[self._written - 1] == ord("\n")
-        if self._path is not None and whole and (self._file < 0 or _moved(self._path, self._file)):
-            file = _open(self._path)
-            if self._file >= 0:
-                os.close(self._file)
-            self._file = file
+        if self._path is not None and (
+            self._file < 0 or (whole and _moved(self._path, self._file))
+        ):
+            self._reopen(self._path)
         end = len(self._batch)
         if end - self._written > _PIPE_BUF and not stat.S_ISREG(os.fstat(self._file).st_mode):
-            end = self._batch.rfind(b"\n", self._written, self._written + _PIPE_BUF) + 1
+            most = self._written + _PIPE_BUF
+            end = self._batch.rfind(b"\n", self._written, most) + 1 or most
         return os.write(self._file, memoryview(self._batch)[self._written : end])
+
+    def _reopen(self, path: str) -> None:
+        """Open the file anew, or stay with what is open, if that is still somewhere."""
+        try:
+            file = _open(path)
+        except OSError as error:
+            if self._file < 0 or not os.fstat(self._file).st_nlink:
+                raise
+            # After --uid or --chroot, the path may be out of reach.
+            if not self._stuck:
+                self._stuck = True
+                _log.warn(
+                    "Connection log cannot be opened anew, and goes on where it is: "
+                    "{reason}: {path!r}",
+                    reason=error.strerror,
+                    path=path,
+                )
+            return
+        if self._file >= 0:
+            os.close(self._file)
+        self._file = file
+        self._stuck = False
+
+    def _takeBack(self) -> None:
+        """Remove half a line from the end of a file, lest another process append to it."""
+        begun = self._written - self._batch.rfind(b"\n", 0, self._written) - 1
+        # Pipes cannot seek; files may be append-only. What stays is continued where it stopped.
+        with suppress(OSError):
+            end = os.lseek(self._file, 0, os.SEEK_CUR)
+            if begun and end == os.fstat(self._file).st_size:
+                os.ftruncate(self._file, end - begun)
+                with self._lock:
+                    self._written -= begun
+                    self._size += begun
 
     def _failed(self, error: OSError) -> None:
         """Say once that nothing can be written, and let go of a pipe that nobody reads any more."""
@@ -215,5 +253,5 @@ def _moved(path: str, file: int) -> bool:
     status = os.fstat(file)
     try:
         return stat.S_ISREG(status.st_mode) and not os.path.samestat(os.stat(path), status)
-    except FileNotFoundError:
+    except OSError:
         return True

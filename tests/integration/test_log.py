@@ -241,6 +241,20 @@ def test_copytruncate(hello: Start, tmp_path: Path) -> None:
     assert numbers == list(range(1, 201))
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may change the user")
+def test_uid(start: Start, tmp_path: Path) -> None:
+    """A log that was opened as root is written to as another user, who may not even see it."""
+    tmp_path.chmod(0o700)
+    server = start(
+        "twistd", "-n", "--pidfile=", "--uid=65534", "hello-listen",
+        "-l", tmp_path / "log", "-e", LOOPBACK,
+    )  # fmt: skip
+    assert load(("127.0.0.1", server.port()), 5, 1) == {"ended": 5}
+    server.expect("cannot be opened anew, and goes on where it is: Permission denied")
+    assert counts(server.stop()) == (5, 5, 0)
+    assert len(records(tmp_path / "log")) == 5
+
+
 def test_two_processes_on_one_file(hello: Start, tmp_path: Path) -> None:
     """Their lines do not mix."""
     servers = [hello("-l", tmp_path / "log", "-e", LOOPBACK) for _ in range(2)]
