@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 from twisted.application.service import IService
 from twisted.internet.address import IPv4Address
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.endpoints import StandardIOEndpoint
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort
-from twisted.internet.testing import MemoryReactorClock
+from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.logger import LogEvent, capturedLogs, formatEvent
+from twisted.python.failure import Failure
 from twisted.python.systemd import ListenFDs
 from zope.interface import implementer
 
@@ -280,16 +282,19 @@ def test_behind_a_proxy(description: str) -> None:
 
 
 @pytest.mark.unix
+@pytest.mark.parametrize("domain", ["INET", "INET6", "UNIX"])
 @pytest.mark.parametrize("family", ["INET", "UNIX"])
-def test_inherited(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, family: str) -> None:
-    """A socket from systemd is adopted, and not drained when the service stops."""
+def test_inherited(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, family: str, domain: str
+) -> None:
+    """A socket from systemd is adopted as what it is, and not drained when the service stops."""
     with socket.socket(getattr(socket, f"AF_{family}")) as owned:
         owned.bind(("127.0.0.1", 0) if family == "INET" else str(tmp_path / "s"))
         owned.listen()
         descriptor = os.dup(owned.fileno())
         monkeypatch.setattr(ListenFDs, "inheritedDescriptors", lambda self: [descriptor])
         reactor = MemoryReactorClock()
-        service = HelloService(HelloFactory(), f"systemd:{family}:index=0", reactor=reactor)
+        service = HelloService(HelloFactory(), f"systemd:{domain}:index=0", reactor=reactor)
         service.startService()
         with socket.socket(owned.family) as client:
             client.connect(owned.getsockname())
@@ -298,7 +303,39 @@ def test_inherited(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, family: str)
                 reactor.advance(0)
                 assert stopped.called
                 assert service.factory.connections == 0
+                service.startService()
+                [port] = reactor.getReaders()
+                port.doRead()
+                assert service.factory.connections == 1
+                service.stopService()
+                reactor.advance(0)
+                for transport in reactor.getWriters():
+                    transport.connectionLost(Failure(ConnectionError()))
+                os.close(descriptor)
             else:
                 [(adopted, family_, factory)] = reactor.adoptedPorts
                 assert (adopted, family_) == (descriptor, owned.family)
                 assert factory is service.factory
+                service.stopService()
+                with pytest.raises(ListenError, match=f"AlreadyListened: 'systemd:{domain}:"):
+                    service.startService()
+                assert not service.running
+
+
+def test_standard_input_without_its_header(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who had not sent it when the service stopped is recorded by then."""
+    made: list[Any] = []
+
+    def listen(self: object, factory: Any) -> Deferred[Any]:
+        made.append(factory.buildProtocol(None))
+        made[0].makeConnection(StringTransport())
+        return succeed(object())
+
+    monkeypatch.setattr(StandardIOEndpoint, "listen", listen)
+    reactor = MemoryReactorClock()
+    service = HelloService(HelloFactory(), "haproxy:stdio:", reactor=reactor)
+    service.startService()
+    assert service.factory.connections == 0
+    service.stopService()
+    assert service.factory.connections == 1
+    assert made[0].transport.disconnecting

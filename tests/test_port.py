@@ -6,12 +6,14 @@ import errno
 import os
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from twisted.internet import tcp
 from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import ITransport
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.testing import MemoryReactorClock
@@ -19,7 +21,27 @@ from twisted.python.failure import Failure
 from zope.interface.verify import verifyClass
 
 from hello_listen import Connection, HelloFactory, HelloProtocol
-from hello_listen.port import InPlaceTransport, drain, hangUpInPlace
+from hello_listen import port as module
+from hello_listen.port import AT_ONCE, InPlaceTransport, drain, hangUpInPlace
+
+
+class Reactor(MemoryReactorClock):
+    """A reactor that does nothing by itself, and counts how often it was asked for a turn."""
+
+    turns = 0
+
+    def callLater(self, when: float, what: Callable[..., object], *a: Any, **kw: Any) -> Any:
+        """Count."""
+        self.turns += 1
+        return super().callLater(when, what, *a, **kw)
+
+    def drain(self, port: object) -> int:
+        """Let a port drain, and return how many turns that took."""
+        self.turns = 0
+        drained = Deferred.fromCoroutine(drain(port))
+        self.advance(0)
+        assert drained.called
+        return self.turns
 
 
 class Listener:
@@ -28,7 +50,7 @@ class Listener:
     def __init__(self, interface: str = "127.0.0.1", factory: Factory | None = None) -> None:
         """Listen."""
         self.seen: list[Connection] = []
-        self.reactor = MemoryReactorClock()
+        self.reactor = Reactor()
         self.port: Any = tcp.Port(
             0, factory or HelloFactory(observer=self.seen.append), 50, interface, self.reactor
         )
@@ -46,7 +68,13 @@ class Listener:
 
 @pytest.mark.parametrize(
     ("interface", "host"),
-    [("127.0.0.1", "127.0.0.1"), ("", "127.0.0.1"), ("::1", "::1"), ("::", "::1")],
+    [
+        ("127.0.0.1", "127.0.0.1"),
+        ("", "127.0.0.1"),
+        ("::1", "::1"),
+        ("::", "::1"),
+        ("::ffff:0.0.0.0", "127.0.0.1"),
+    ],
 )
 def test_in_place(interface: str, host: str) -> None:
     """A connection is over when the port has read, cleanly, and both its ends are known."""
@@ -117,20 +145,33 @@ def test_drain(monkeypatch: pytest.MonkeyPatch, platform: str) -> None:
     monkeypatch.setattr(sys, "platform", platform)
     listener = Listener()
     hangUpInPlace(listener.port)
-    clients = [listener.connect() for _ in range(20)]
-    drain(listener.port)
+    clients = [listener.connect() for _ in range(50)]
+    assert listener.reactor.drain(listener.port) > 50 / AT_ONCE
     for client in clients:
         with client:
             assert client.recv(1) == b""
     listener.close()
-    assert len(listener.seen) == 20
+    assert len(listener.seen) == 50
+
+
+def test_drain_comes_to_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where new clients cannot be kept out, the port closes all the same."""
+    monkeypatch.setattr(module, "MOST_TURNS", 2)
+    listener = Listener()
+    hangUpInPlace(listener.port)
+    clients = [listener.connect() for _ in range(2 * AT_ONCE + 1)]
+    assert listener.reactor.drain(listener.port) == 2
+    assert len(listener.seen) == 2 * AT_ONCE
+    listener.close()
+    for client in clients:
+        client.close()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the filter is Linux's")
 def test_nobody_comes_in_while_it_drains() -> None:
     """After the queue was served, a new client is not let in to be reset."""
     listener = Listener()
-    drain(listener.port)
+    listener.reactor.drain(listener.port)
     with socket.socket() as client:
         client.setblocking(False)
         assert client.connect_ex(listener.port.socket.getsockname()) == errno.EINPROGRESS
@@ -145,17 +186,17 @@ def test_drain_unix(tmp_path: Path) -> None:
     from twisted.internet import unix
 
     seen: list[Connection] = []
-    reactor = MemoryReactorClock()
+    reactor = Reactor()
     path = str(tmp_path / "s")
     port: Any = unix.Port(path.encode(), HelloFactory(observer=seen.append), reactor=reactor)
     port.startListening()
-    clients = [socket.socket(socket.AF_UNIX) for _ in range(20)]
+    clients = [socket.socket(socket.AF_UNIX) for _ in range(50)]
     for client in clients:
         client.connect(path)
-    drain(port)
+    assert reactor.drain(port) > 50 / AT_ONCE
     with socket.socket(socket.AF_UNIX) as late, pytest.raises(ConnectionRefusedError):
         late.connect(path)
-    assert len(seen) == 20
+    assert len(seen) == 50
     for transport in reactor.getWriters():
         transport.connectionLost(Failure(ConnectionError()))
     for client in clients:
@@ -167,7 +208,7 @@ def test_drain_unix(tmp_path: Path) -> None:
 
 def test_drain_something_else() -> None:
     """Ports of other kinds are left to themselves."""
-    drain(object())
+    assert Reactor().drain(object()) == 0
 
 
 @pytest.mark.unix

@@ -124,6 +124,7 @@ UNNAMED = [
     LOCAL,
     LOCAL[:-1] + b"\x0c" + bytes(12),
     LOCAL[:13] + b"\x11\x00\x05hello",
+    LOCAL[:13] + b"\xff\x00\x0c\x03\x00\x02" + bytes(9),
     v2(0x00, b""),
     v2(0x00, b"anything"),
 ]

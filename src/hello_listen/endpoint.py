@@ -74,35 +74,41 @@ class Endpoint:
         """
         return maybeDeferred(self._listen, factory).addCallbacks(_setUp, self._fail)
 
-    def release(self, port: Any) -> Any:
+    def release(self, port: Any, drained: bool) -> Any:
         """
-        Stop listening, after those in the accept queue were served; an inherited queue keeps them.
+        Stop listening.
 
         @param port: what L{listen} gave.
+        @param drained: whether those in the accept queue are served before; an inherited queue
+            keeps them.
 
         @return: a L{Deferred} that fires when the port is closed, or L{None}.
         """
         if not IListeningPort.providedBy(port):  # Standard I/O, or an attempt that failed.
+            self._serving.stopFactory()
             return None
-        if not isinstance(self._endpoint, AdoptedStreamServerEndpoint):
-            drain(port)
-        return port.stopListening()
+        if not drained or isinstance(self._endpoint, AdoptedStreamServerEndpoint):
+            return port.stopListening()
+        return Deferred.fromCoroutine(drain(port)).addCallback(lambda _: port.stopListening())
 
     def _listen(self, factory: HelloFactory) -> Any:
         """Listen, with what the endpoint and its factory need between them."""
-        serving: Any = factory
+        self._serving: Any = factory
         if self._proxied:
             from hello_listen.proxied import ProxiedFactory
 
-            serving = ProxiedFactory(factory, self._reactor)
+            self._serving = ProxiedFactory(factory, self._reactor)
         endpoint: Any = self._endpoint
-        inherited = isinstance(endpoint, AdoptedStreamServerEndpoint)
-        if inherited and endpoint.addressFamily == getattr(socket, "AF_UNIX", None):
-            from hello_listen.inherited import InheritedUNIXPort
+        if isinstance(endpoint, AdoptedStreamServerEndpoint):
+            # A description may be mistaken about what is inherited; it stays open for a restart.
+            listener = socket.socket(fileno=os.dup(endpoint.fileno))
+            endpoint.addressFamily = listener.family
+            if listener.family == getattr(socket, "AF_UNIX", None):
+                from hello_listen.inherited import InheritedUNIXPort
 
-            listener = socket.socket(fileno=endpoint.fileno)
-            return InheritedUNIXPort(listener, serving, self._reactor)
-        return endpoint.listen(serving)
+                return InheritedUNIXPort(listener, self._serving, self._reactor)
+            listener.close()
+        return endpoint.listen(self._serving)
 
     def _fail(self, failure: Any) -> Any:
         """Raise why the endpoint cannot be bound, leaving nothing of the attempt behind."""
@@ -113,7 +119,7 @@ class Endpoint:
             if isinstance(error.port, bytes) and isinstance(error.socketError, OSError):
                 _removeLock(error.port + b".lock")
             error = error.socketError
-        reason = getattr(error, "strerror", None) or str(error).rstrip(".")
+        reason = getattr(error, "strerror", None) or str(error).rstrip(".") or type(error).__name__
         raise ListenError(f"{printable(reason)}: {self.description!r}") from failure.value
 
 

@@ -58,7 +58,7 @@ class HelloService(Service):
             for endpoint in self._endpoints:
                 self._listen(endpoint)
         except ListenError:
-            self._release()
+            self._release(drained=False)
             raise
 
     def startService(self) -> None:
@@ -67,12 +67,16 @@ class HelloService(Service):
 
         @raise ListenError: as L{privilegedStartService} does.
         """
-        super().startService()
         if not self._listening:
             self.privilegedStartService()
+        super().startService()
 
     def stopService(self) -> Deferred[None]:
-        """Release every endpoint, and log how many connections there were."""
+        """
+        Release every endpoint, and log how many connections there were.
+
+        @return: a L{Deferred} that fires when they can be bound anew.
+        """
         super().stopService()
         return self._release().addCallback(
             lambda _: _log.info("Stopped. Connections: {count}", count=self.factory.connections)
@@ -105,12 +109,12 @@ class HelloService(Service):
                 self.listenFailed(failure.value)
         return port
 
-    def _release(self) -> Deferred[Any]:
+    def _release(self, drained: bool = True) -> Deferred[Any]:
         """Stop listening on what was bound so far."""
         listening, self._listening = self._listening, []
         for endpoint, port in listening:
             port.cancel()
-            port.addCallback(endpoint.release)
+            port.addCallback(endpoint.release, drained)
             port.addErrback(_logNotReleased, endpoint.description)
         return gatherResults([port for _, port in listening])
 

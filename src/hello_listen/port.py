@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import socket
 import struct
 import sys
@@ -14,9 +15,17 @@ from typing import Any
 from twisted.internet import tcp
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IAddress, ITransport
+from twisted.internet.task import deferLater
 from zope.interface import implementer
 
+from hello_listen.connection import unmapped
 from hello_listen.protocol import HelloFactory, HelloProtocol
+
+AT_ONCE = 20
+"""How many are accepted in one turn of the reactor at the end, as each may take a descriptor."""
+
+MOST_TURNS = 10_000
+"""After so many turns, a port closes whoever is still coming."""
 
 
 @implementer(ITransport)
@@ -82,7 +91,7 @@ def hangUpInPlace(port: object) -> None:
         return
     if port.factory.protocol is HelloProtocol:
         host = port.getHost()
-        anywhere = host.host in ("0.0.0.0", "::")  # noqa: S104
+        anywhere = unmapped(host).host in ("0.0.0.0", "::")  # type: ignore[attr-defined]  # noqa: S104
         port.transport = partial(InPlaceTransport, None if anywhere else host)  # type: ignore[assignment]
         port.socket = _plain(port.socket)
         port.fileno = port.socket.fileno  # type: ignore[method-assign]
@@ -100,7 +109,7 @@ def _plain(listener: socket.socket) -> socket.socket:
     return plain
 
 
-def drain(port: object) -> None:
+async def drain(port: object) -> None:
     """
     Let nobody in any more, and serve those who are in already.
 
@@ -108,20 +117,40 @@ def drain(port: object) -> None:
     """
     if not isinstance(port, tcp.Port):
         return
+    port.stopReading()
+    reactor: Any = port.reactor
+    accept = _acceptTCP
     if port.addressFamily == getattr(socket, "AF_UNIX", None):
-        _drainUNIX(port)
+        accept = _acceptUNIX
+        port.socket.shutdown(socket.SHUT_RD)
     else:
         _refuseNew(port.socket)
-        _acceptAll(port)
-        # A handshake that is half done has until the port is closed, in the reactor's next turn.
-        reactor: Any = port.reactor
-        reactor.callLater(0, _acceptAll, port)
+    # A handshake that is half done, and a PROXY header that is there, have one turn more.
+    turns = 2
+    for _ in range(MOST_TURNS):
+        turns = 2 if accept(port) else turns - 1
+        await deferLater(reactor, 0)
+        if not turns:
+            break
 
 
-def _acceptAll(port: tcp.Port) -> None:
-    """Serve whoever is in the accept queue."""
-    port.numberAccepts = sys.maxsize
+def _acceptTCP(port: Any) -> bool:
+    """Serve some of the accept queue, and say if there may be more."""
+    port.numberAccepts = AT_ONCE
     port.doRead()
+    return bool(port.numberAccepts > AT_ONCE)
+
+
+def _acceptUNIX(port: Any) -> bool:
+    """Do for a UNIX socket what L{tcp.Port.doRead} does, but know the end of one that was shut."""
+    for number in range(AT_ONCE):
+        try:
+            connection, name = port.socket.accept()
+        except OSError as error:
+            return number > 0 or error.errno in (errno.EMFILE, errno.ENFILE)
+        protocol = port.factory.buildProtocol(UNIXAddress(name))
+        protocol.makeConnection(port.transport(connection, protocol, name, port, 0, port.reactor))
+    return True
 
 
 def _refuseNew(listener: socket.socket) -> None:
@@ -137,15 +166,3 @@ def _refuseNew(listener: socket.socket) -> None:
             listener.setsockopt(socket.SOL_SOCKET, 26, attach)  # SO_ATTACH_FILTER
             return
     listener.listen(0)
-
-
-def _drainUNIX(port: Any) -> None:
-    """Do for a UNIX socket what L{tcp.Port.doRead} does, but know the end of one that was shut."""
-    port.socket.shutdown(socket.SHUT_RD)
-    while True:
-        try:
-            connection, name = port.socket.accept()
-        except OSError:
-            return
-        protocol = port.factory.buildProtocol(UNIXAddress(name))
-        protocol.makeConnection(port.transport(connection, protocol, name, port, 0, port.reactor))

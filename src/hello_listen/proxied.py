@@ -33,8 +33,8 @@ _V1 = re.compile(rb"PROXY (UNKNOWN( .*)?|TCP[46]( [0-9a-fA-F:.]+){2}( (0|[1-9][0
 # every other value for UNSPEC (0); a receiver must drop them.
 _V2_FAMILIES = {0x00: 0, 0x11: 12, 0x12: 12, 0x21: 36, 0x22: 36, 0x31: 216, 0x32: 216}
 
-# Version 2 in the high four bits of byte 13, and what a proxy sends for itself in the low ones.
-_V2_LOCAL = 0x20
+# What a proxy begins with when it connects for itself, in version 2.
+_V2_LOCAL = b"\r\n\r\n\0\r\nQUIT\n\x20"
 
 _detect = ProxyProtocolDetect()
 
@@ -155,6 +155,8 @@ def parse(header: bytes) -> tuple[IAddress, IAddress] | tuple[()]:
     @raise Exception: it is no header by
         U{the specification<https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt>}.
     """
+    if header[:13] == _V2_LOCAL and len(header) == 16 + int.from_bytes(header[14:16], "big"):
+        return ()  # Whatever else is in it has to be ignored.
     try:
         result = _detect.unpack(header)
     except UnicodeDecodeError:
@@ -164,7 +166,7 @@ def parse(header: bytes) -> tuple[IAddress, IAddress] | tuple[()]:
     if header[0] == ord("P"):
         if not _V1.fullmatch(header):
             raise ValueError("not a line of version 1")
-    elif header[12] != _V2_LOCAL:
+    else:
         length = _V2_FAMILIES[header[13]]
         _checkExtensions(header[16 + length :] if length else b"")
     if result is None or is_unix(result):

@@ -351,6 +351,37 @@ def test_all_at_once(hello: Start, tmp_path: Path, clients: int, descriptors: in
     assert len(records(tmp_path / "log")) == clients
 
 
+@pytest.mark.parametrize("endpoint", [LOOPBACK, "unix:s", f"haproxy:{LOOPBACK}"])
+def test_all_who_wait_at_the_end(hello: Start, tmp_path: Path, endpoint: str) -> None:
+    """A queue that is longer than there are descriptors is served, headers and all."""
+    server = withDescriptors(250, hello, "-l", tmp_path / "log", "-e", endpoint)
+    listening = server.expect(r"Listening on (unix:s|.*:(\d+))$")
+    address: Any = ("127.0.0.1", int(listening[2])) if listening[2] else f"{tmp_path}/s"
+
+    def connect() -> socket.socket:
+        client = socket.socket(socket.AF_INET if listening[2] else socket.AF_UNIX)
+        client.settimeout(PATIENCE)
+        client.connect(address)
+        if "haproxy" in endpoint:
+            client.sendall(b"PROXY TCP4 192.0.2.7 198.51.100.1 56324 443\r\n")
+        return client
+
+    with connect() as first:
+        assert first.recv(1) == b""
+    os.kill(server.pid, signal.SIGSTOP)
+    clients = [connect() for _ in range(500)]
+    os.kill(server.pid, signal.SIGTERM)
+    os.kill(server.pid, signal.SIGCONT)
+    for client in clients:
+        with client:
+            assert client.recv(1) == b""
+    server.wait()
+    assert counts("\n".join(server.lines)) == (501, 501, 0)
+    who = Counter(record.get("client.address") for record in records(tmp_path / "log"))
+    named = {"haproxy": "192.0.2.7", "tcp": "127.0.0.1"}.get(endpoint.partition(":")[0])
+    assert who == {named: 501}
+
+
 def test_memory_is_flat(hello: Start, tmp_path: Path) -> None:
     """Connections leave nothing behind."""
     server = hello("-l", tmp_path / "log", "-e", LOOPBACK)
