@@ -148,7 +148,7 @@ def test_a_port_that_does_not_stop() -> None:
         service.stopService()
     assert ports[1].stopped
     assert texts(events) == [
-        "Not released: [Errno 13] Permission denied: 'unix:/run/hello'",
+        "Not released: Permission denied: 'unix:/run/hello'",
         "Stopped. Connections: 0",
     ]
 

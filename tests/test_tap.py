@@ -19,7 +19,7 @@ from twisted.plugin import getPlugins
 from twisted.python.usage import Options as UsageOptions
 from twisted.python.usage import UsageError
 
-from hello_listen import HelloFactory, ListenError, tap
+from hello_listen import ConnectionLog, HelloFactory, ListenError, tap
 from hello_listen.tap import Options, makeService
 
 
@@ -183,6 +183,24 @@ def test_connection_log_that_cannot_be_opened(tmp_path: Path) -> None:
     for path, reason in ((tmp_path, "Is a directory"), (tmp_path / "no" / "file", "No such file")):
         with pytest.raises(UsageError, match=f"^{reason}.*: '{path}'$"):
             parse("-l", str(path))
+
+
+def test_connection_log_of_a_process_in_the_background(tmp_path: Path) -> None:
+    """It cannot be standard output, which is closed; a file is opened, once all else is right."""
+    options = Options(FakeReactor())
+    options.parent = UsageOptions()
+    options.parent["nodaemon"] = 0
+    with pytest.raises(SystemExit, match=r"no standard output: twistd -n: '-'$"):
+        options.parseOptions(["-l", "-"])
+    options = Options(FakeReactor())
+    options.parent = UsageOptions()
+    options.parseOptions(["-l", "-"])
+    assert isinstance(options["connection-log"], ConnectionLog)
+    with pytest.raises(UsageError, match=r"one connection log: '.*second'$"):
+        parse("-l", str(tmp_path / "first"), "-l", str(tmp_path / "second"))
+    with pytest.raises(UsageError, match="not a number"):
+        parse("-l", str(tmp_path / "first"), "-e", "tcp:x")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_start_that_fails_ends_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

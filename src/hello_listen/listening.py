@@ -121,4 +121,5 @@ class HelloService(Service):
 
 def _logNotReleased(failure: Failure, description: str) -> None:
     """Say that something of an endpoint is left, as a UNIX socket is that --uid may not remove."""
-    _log.error("Not released: {reason}: {endpoint!r}", reason=failure.value, endpoint=description)
+    reason = getattr(failure.value, "strerror", None) or failure.value
+    _log.error("Not released: {reason}: {endpoint!r}", reason=reason, endpoint=description)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import sys
 from collections.abc import Sequence
@@ -53,11 +54,10 @@ class Options(UsageOptions):
     opt_e = opt_endpoint
 
     def opt_connection_log(self, path: str) -> None:
-        """Write connections there as JSON Lines, not to Twisted's log [-: standard output]."""
-        try:
-            self["connection-log"] = ConnectionLog(path)
-        except OSError as error:
-            raise UsageError(f"{error.strerror}: {path!r}") from error
+        """Append connections to this file as JSON Lines, not to Twisted's log; - is stdout."""
+        if self["connection-log"] is not None:
+            raise UsageError(f"there is one connection log: {path!r}")
+        self["connection-log"] = path
 
     opt_l = opt_connection_log
 
@@ -82,9 +82,20 @@ class Options(UsageOptions):
             raise UsageError(f"unexpected argument: {arguments[0]!r}")
 
     def postOptions(self) -> None:
-        """Listen on the default endpoint where none was named."""
+        """Open the log, and listen on the default endpoint where none was named."""
         if not self["endpoints"]:
             self["endpoints"].append(DEFAULT_ENDPOINT)
+        path = self["connection-log"]
+        if path is None:
+            return
+        if path == "-" and self.parent is not None and not self.parent.get("nodaemon", True):
+            raise UsageError("a process in the background has no standard output: twistd -n: '-'")
+        try:
+            self["connection-log"] = ConnectionLog(path)
+        except OSError as error:
+            unread = error.errno == errno.ENXIO
+            reason = "nobody reads this pipe" if unread else error.strerror
+            raise UsageError(f"{reason}: {path!r}") from error
 
 
 class PluginService(HelloService):

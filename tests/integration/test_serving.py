@@ -84,7 +84,7 @@ def test_uid(start: Start, tmp_path: Path) -> None:
     server.connections(1)
     assert Path(f"/proc/{server.pid}").stat().st_uid == 65534
     output = server.stop()
-    assert "Not released: [Errno 13] Permission denied" in output
+    assert f"Not released: Permission denied: 'unix:{tmp_path}/s'" in output
     assert "Stopped. Connections: 1" in output
     assert "Traceback" not in output
 
