@@ -1,8 +1,8 @@
 """
 Measure hello-listen beside other servers that log each connection and hang up.
 
-Run it with the Python that has hello-listen installed. It needs Linux and a C compiler; servers
-whose compiler or program is missing are left out.
+Run it with the Python that has hello-listen installed. It needs Linux, a C compiler, and some four
+minutes, or less with fewer servers; those whose compiler or program is missing are left out.
 """
 
 from __future__ import annotations
