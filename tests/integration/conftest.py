@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from processes import SCRIPTS, Process, Start, tool
+
+# A shell starts what it puts in the background with SIGINT ignored, which what we start inherits.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
