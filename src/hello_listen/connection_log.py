@@ -29,8 +29,7 @@ CLOSING = 5.0
 
 # What is written to a pipe whole or not at all (pipe(7)), so that what is lost can be counted.
 _PIPE_BUF = getattr(select, "PIPE_BUF", 4096)
-# Quotes within a value are escaped, so no address looks like this.
-_NOT_RECORDED = b'"message": "Connections not recorded"'
+_NOT_RECORDED = "Connections not recorded"
 
 _log = Logger(namespace="hello_listen")
 
@@ -112,7 +111,9 @@ class ConnectionLog:
             self._thread.join(CLOSING)
         with self._lock:
             left = self._batch[self._written :] + "".join(self._lines).encode()
-            unwritten = left.count(b"\n") - left.count(_NOT_RECORDED)
+            # Quotes within a value are escaped, so no address looks like this.
+            told = left.count(f'"message": "{_NOT_RECORDED}"'.encode())
+            unwritten = left.count(b"\n") - told
             recorded, lost = self._taken - unwritten, self._lost + unwritten
         _log.info(
             "Connections: {connections}, recorded: {recorded}, lost: {lost}",
@@ -126,7 +127,7 @@ class ConnectionLog:
         first, last, count = self._missing or (0, 0, 0)
         record = {
             "timestamp": timestamp(time()),
-            "message": "Connections not recorded",
+            "message": _NOT_RECORDED,
             "count": count,
             "sequence.first": first,
             "sequence.last": last,

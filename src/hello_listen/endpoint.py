@@ -72,7 +72,7 @@ class Endpoint:
 
         @return: a L{Deferred} that fires with a port, or fails with a L{ListenError}.
         """
-        return maybeDeferred(self._listen, factory).addCallbacks(_setUp, self._fail)
+        return maybeDeferred(self._listen, factory).addCallbacks(hangUpInPlace, self._fail)
 
     def release(self, port: Any, drained: bool) -> Any:
         """
@@ -121,12 +121,6 @@ class Endpoint:
             error = error.socketError
         reason = getattr(error, "strerror", None) or str(error).rstrip(".") or type(error).__name__
         raise ListenError(f"{printable(reason)}: {self.description!r}") from failure.value
-
-
-def _setUp(port: Any) -> Any:
-    """Let a port that was bound hang up in place, where it can."""
-    hangUpInPlace(port)
-    return port
 
 
 def _parse(description: str, reactor: Any) -> Any:

@@ -85,16 +85,17 @@ def _tcpAddress(name: tuple[Any, ...]) -> IAddress:
     return IPv6Address("TCP", host, *name[1:])
 
 
-def hangUpInPlace(port: object) -> None:
-    """Let a port close its connections in place, if all they meet is L{HelloProtocol}."""
+def hangUpInPlace(port: object) -> object:
+    """Return a port that closes its connections in place, if all they meet is L{HelloProtocol}."""
     if type(port) is not tcp.Port or type(port.factory) is not HelloFactory:
-        return
+        return port
     if port.factory.protocol is HelloProtocol:
         host = port.getHost()
         anywhere = unmapped(host).host in ("0.0.0.0", "::")  # type: ignore[attr-defined]  # noqa: S104
         port.transport = partial(InPlaceTransport, None if anywhere else host)  # type: ignore[assignment]
         port.socket = _plain(port.socket)
         port.fileno = port.socket.fileno  # type: ignore[method-assign]
+    return port
 
 
 def _plain(listener: socket.socket) -> socket.socket:
