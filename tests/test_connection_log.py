@@ -300,13 +300,6 @@ def test_closing_while_it_fails(
     assert said.texts[-1] == "Connections: 5, recorded: 1, lost: 4"
 
 
-@pytest.fixture
-def fifo(tmp_path: Path) -> Path:
-    """Return the path of a named pipe."""
-    os.mkfifo(tmp_path / "fifo")
-    return tmp_path / "fifo"
-
-
 @pytest.mark.unix
 def test_pipe_that_nobody_reads(fifo: Path) -> None:
     """It is an error at the start, instead of a process that waits for ever."""
@@ -315,9 +308,8 @@ def test_pipe_that_nobody_reads(fifo: Path) -> None:
 
 
 @pytest.mark.unix
-def test_reader_that_stalls(fifo: Path, said: Said) -> None:
+def test_reader_that_stalls(fifo: Path, reader: int, said: Said) -> None:
     """Everything arrives, in order, when the reader goes on."""
-    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
     log = ConnectionLog(fifo)
     for number in range(1, 3001):
         log(connection(number))
@@ -332,9 +324,8 @@ def test_reader_that_stalls(fifo: Path, said: Said) -> None:
 
 
 @pytest.mark.unix
-def test_reader_that_stalls_for_ever(fifo: Path, said: Said) -> None:
+def test_reader_that_stalls_for_ever(fifo: Path, reader: int, said: Said) -> None:
     """The log is closed all the same, and what is in the pipe is what it says is recorded."""
-    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
     log = ConnectionLog(fifo)
     for number in range(1, 3001):
         log(connection(number))
@@ -350,9 +341,8 @@ def test_reader_that_stalls_for_ever(fifo: Path, said: Said) -> None:
 
 
 @pytest.mark.unix
-def test_reader_that_goes_away(fifo: Path, said: Said) -> None:
+def test_reader_that_goes_away(fifo: Path, reader: int, said: Said) -> None:
     """It is said once; the records are for the next reader."""
-    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
     log = ConnectionLog(fifo)
     os.close(reader)
     log(connection(1))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from processes import SCRIPTS, Process, Start, tool
+from processes import INHERIT, SCRIPTS, Process, Start, tool
 
 # A shell starts what it puts in the background with SIGINT ignored, which what we start inherits.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -37,3 +38,16 @@ def hello(start: Start) -> Start:
     return lambda *arguments, **options: start(
         "twistd", "-n", "--pidfile=", "hello-listen", *arguments, **options
     )
+
+
+@pytest.fixture
+def inherit(start: Start) -> Start:
+    """Start C{twistd -n hello-listen} with a socket that it inherits, and arguments."""
+
+    def startHeir(listener: socket.socket, *arguments: object) -> Process:
+        return start(
+            "python", "-c", INHERIT, listener.fileno(), SCRIPTS / "twistd", "-n", "--pidfile=",
+            "hello-listen", *arguments, pass_fds=[listener.fileno()],
+        )  # fmt: skip
+
+    return startHeir

@@ -21,6 +21,9 @@ SCRIPTS = Path(sys.executable).parent
 PATIENCE = 30.0
 """Seconds after which something that should have happened is given up; no test asserts a time."""
 
+LOOPBACK = "tcp:0:interface=127.0.0.1"
+"""An endpoint for each test: a port of its own."""
+
 INHERIT = (
     "import os, sys; fd = int(sys.argv[1]); os.dup2(fd, 3); os.set_inheritable(3, True); "
     "os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='1', LISTEN_FDNAMES='hello'); "
@@ -106,6 +109,26 @@ def tool(name: str) -> str:
     if path is None:
         pytest.skip(f"{name} is not installed")
     return path
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Wait until something is so, that nobody tells of when it is."""
+    for _ in range(int(PATIENCE * 100)):
+        if condition():
+            return
+        threading.Event().wait(0.01)
+    raise AssertionError("it did not come to pass")
+
+
+def makeCertificate(folder: Path) -> str:
+    """Return a key and its certificate for the name localhost, as PEM; folder is for its files."""
+    made = run(
+        tool("openssl"), "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
+        "-noenc", "-keyout", "key", "-out", "crt", "-subj", "/CN=localhost", "-days", "2",
+        "-addext", "subjectAltName=DNS:localhost", cwd=folder,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    return (folder / "key").read_text() + (folder / "crt").read_text()
 
 
 def needTLS(endpoint: str) -> None:

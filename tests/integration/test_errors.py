@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from processes import PATIENCE, SCRIPTS, run, tool
+from processes import SCRIPTS, Start, run, tool, until
 
 pytestmark = pytest.mark.unix
 
@@ -85,10 +84,10 @@ def check(how: str, folder: Path, arguments: list[str], named: str) -> None:
         typed = [argument.format(port) for argument in arguments]
         ended = run(SCRIPTS / program, *flags, "hello-listen", *typed, cwd=folder)
     log = folder / "twistd.log"
-    logged, limit = "", time.monotonic() + PATIENCE
-    while how == "twistd" and "hello-listen: " not in logged and time.monotonic() < limit:
+    if how == "twistd":
         # The daemon tells its parent before it writes its log.
-        logged = log.read_text()
+        until(lambda: "hello-listen: " in log.read_text())
+    logged = log.read_text() if how == "twistd" else ""
     assert ended.returncode == 1
     assert "Traceback" not in ended.stdout + ended.stderr + logged
     last = (logged or ended.stdout + ended.stderr).splitlines()[-1]
@@ -102,21 +101,13 @@ def check(how: str, folder: Path, arguments: list[str], named: str) -> None:
     assert sorted(folder.iterdir()) == before
 
 
-def test_inherited_socket_of_another_name(tmp_path: Path) -> None:
+def test_inherited_socket_of_another_name(inherit: Start) -> None:
     """A wrong name or index among inherited sockets is an error as well."""
     for wrong in ("name=mail", "index=1"):
-        script = (
-            "import os, socket, sys; s = socket.socket(); s.listen(); "
-            "s.fileno() == 3 or os.dup2(s.fileno(), 3); os.set_inheritable(3, True); "
-            "os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='1', LISTEN_FDNAMES='web'); "
-            "os.execv(sys.argv[1], sys.argv[1:])"
-        )
-        ended = run(
-            SCRIPTS / "python", "-c", script, SCRIPTS / "twistd", "-n", "--pidfile=",
-            "hello-listen", "-e", f"systemd:domain=INET:{wrong}", cwd=tmp_path,
-        )  # fmt: skip
-        assert ended.returncode == 1
-        assert "no such socket was inherited" in ended.stderr.splitlines()[-1]
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            ended = inherit(listener, "-e", f"systemd:domain=INET:{wrong}")
+        assert ended.wait() == 1
+        assert "no such socket was inherited" in ended.lines[-1]
 
 
 def test_tls_without_pyopenssl(tmp_path: Path) -> None:

@@ -18,10 +18,9 @@ from typing import Any
 
 import pytest
 
-from processes import INHERIT, PATIENCE, SCRIPTS, Process, Start, run, tool, untilEnd
+from processes import LOOPBACK, PATIENCE, SCRIPTS, Process, Start, run, tool, until, untilEnd
 
 pytestmark = pytest.mark.unix
-LOOPBACK = "tcp:0:interface=127.0.0.1"
 
 
 def records(path: Path) -> list[dict[str, Any]]:
@@ -74,11 +73,7 @@ def load(
 
 def untilWritten(path: Path, count: int) -> None:
     """Wait until a log has so many lines."""
-    for _ in range(int(PATIENCE * 100)):
-        if path.exists() and path.read_bytes().count(b"\n") >= count:
-            return
-        threading.Event().wait(0.01)
-    raise AssertionError(f"only {path.read_bytes().count(10)} lines in {path}")
+    until(lambda: path.exists() and path.read_bytes().count(b"\n") >= count)
 
 
 def counts(output: str) -> tuple[int, int, int]:
@@ -88,11 +83,8 @@ def counts(output: str) -> tuple[int, int, int]:
     return connections, recorded, lost
 
 
-def test_stalled_reader(hello: Start, tmp_path: Path) -> None:
+def test_stalled_reader(hello: Start, fifo: Path, reader: int) -> None:
     """3,000 clients are answered while nobody reads; all their records come when somebody does."""
-    fifo = tmp_path / "fifo"
-    os.mkfifo(fifo)
-    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
     server = hello("-l", fifo, "-e", LOOPBACK)
     assert load(("127.0.0.1", server.port()), 3000, 32) == {"ended": 3000}
     os.set_blocking(reader, True)
@@ -102,11 +94,8 @@ def test_stalled_reader(hello: Start, tmp_path: Path) -> None:
     assert counts(server.stop()) == (3000, 3000, 0)
 
 
-def test_stop_while_the_reader_is_stalled(hello: Start, tmp_path: Path) -> None:
+def test_stop_while_the_reader_is_stalled(hello: Start, fifo: Path, reader: int) -> None:
     """The process ends, and says how many records nobody took."""
-    fifo = tmp_path / "fifo"
-    os.mkfifo(fifo)
-    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
     server = hello("-l", fifo, "-e", LOOPBACK)
     assert load(("127.0.0.1", server.port()), 3000, 32) == {"ended": 3000}
     connections, recorded, lost = counts(server.stop())
@@ -116,11 +105,8 @@ def test_stop_while_the_reader_is_stalled(hello: Start, tmp_path: Path) -> None:
     assert lost > 0
 
 
-def test_reader_that_goes_away(hello: Start, tmp_path: Path) -> None:
+def test_reader_that_goes_away(hello: Start, fifo: Path, reader: int) -> None:
     """One critical line says so, and service goes on."""
-    fifo = tmp_path / "fifo"
-    os.mkfifo(fifo)
-    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
     server = hello("-l", fifo, "-e", LOOPBACK)
     port = server.port()
     os.close(reader)
@@ -175,10 +161,7 @@ def test_more_than_is_kept(start: Start, tmp_path: Path) -> None:
     server.expect("Connection log works again")
     untilEnd(("127.0.0.1", port))
     last = 1001
-    for _ in range(int(PATIENCE * 100)):
-        if f'"sequence": {last}' in (tmp_path / "log").read_text():
-            break
-        threading.Event().wait(0.01)
+    until(lambda: f'"sequence": {last}' in (tmp_path / "log").read_text())
     server.stop()
     expected = 1
     for record in records(tmp_path / "log"):
@@ -300,6 +283,7 @@ def test_sigterm_under_load(start: Start, tmp_path: Path, kind: str) -> None:
     assert counts("\n".join(server.lines)) == (recorded, recorded, 0)
 
 
+@pytest.mark.usefixtures("fifo")
 @pytest.mark.parametrize(
     ("path", "reason"),
     [
@@ -310,7 +294,6 @@ def test_sigterm_under_load(start: Start, tmp_path: Path, kind: str) -> None:
 )
 def test_log_that_cannot_be_opened(tmp_path: Path, path: str, reason: str) -> None:
     """It is an error before anything is bound."""
-    os.mkfifo(tmp_path / "fifo")
     ended = run(SCRIPTS / "twistd", "-n", "hello-listen", "-l", path, "-e", "unix:s", cwd=tmp_path)
     assert ended.returncode == 1
     [line] = ended.stderr.splitlines()
@@ -397,17 +380,12 @@ def test_memory_is_flat(hello: Start, tmp_path: Path) -> None:
     assert resident() - before < 1024
 
 
-def test_processes_that_share_a_socket(start: Start, tmp_path: Path) -> None:
+def test_processes_that_share_a_socket(inherit: Start, tmp_path: Path) -> None:
     """Several processes serve one inherited socket, and append to one log."""
     with socket.create_server(("127.0.0.1", 0), backlog=4096) as listener:
         servers = [
-            start(
-                SCRIPTS / "python", "-c", INHERIT, listener.fileno(), SCRIPTS / "twistd", "-n",
-                "--pidfile=", "hello-listen", "-l", "log", "-e", "systemd:INET:name=hello",
-                pass_fds=[listener.fileno()],
-            )
-            for _ in range(2)
-        ]  # fmt: skip
+            inherit(listener, "-l", "log", "-e", "systemd:INET:name=hello") for _ in range(2)
+        ]
         for server in servers:
             server.port()
         assert load(listener.getsockname(), 5000, 64) == {"ended": 5000}

@@ -7,18 +7,28 @@ import re
 import resource
 import signal
 import socket
-import sys
 import threading
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
 
-from processes import INHERIT, PATIENCE, SCRIPTS, Process, Start, freePort, run, tool, untilEnd
+from processes import (
+    LOOPBACK,
+    PATIENCE,
+    SCRIPTS,
+    Process,
+    Start,
+    freePort,
+    makeCertificate,
+    run,
+    tool,
+    until,
+    untilEnd,
+)
 
 pytestmark = pytest.mark.unix
 CLIENTS = [f"127.0.0.{number}" for number in range(2, 7)]
-LOOPBACK = "tcp:0:interface=127.0.0.1"
 
 HAPROXY = """
 global
@@ -68,22 +78,15 @@ def waitFor(process: Process, pattern: str, count: int) -> list[str]:
 
 def portIn(log: Path) -> int:
     """Wait until a log says where it listens, and return the port."""
-    for _ in range(int(PATIENCE * 100)):
-        found = re.search(r"Listening on 127.0.0.1:(\d+)", log.read_text() if log.exists() else "")
-        if found:
-            return int(found[1])
-        threading.Event().wait(0.01)
-    raise AssertionError(f"no port in {log}")
+    said = r"Listening on 127.0.0.1:(\d+)"
+    until(lambda: log.exists() and re.search(said, log.read_text()))
+    return int(re.findall(said, log.read_text())[0])
 
 
-def untilListening(*ports: int) -> None:
-    """Connect to each port until somebody listens there."""
-    for port in ports:
-        for _ in range(int(PATIENCE * 100)):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            threading.Event().wait(0.01)
+def listens(port: int) -> bool:
+    """Say whether somebody listens there."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @pytest.mark.parametrize(
@@ -136,7 +139,7 @@ def test_nginx(start: Start, hello: Start, tmp_path: Path) -> None:
         NGINX.format(v4=v4, v6=v6, folder=tmp_path, target=target, modules="/usr/lib/nginx/modules")
     )
     start("nginx", "-p", tmp_path, "-e", "stderr", "-c", configuration)
-    untilListening(v4)
+    until(lambda: listens(v4))
     names = [untilEnd(("127.0.0.1", v4), source=client)[0] for client in CLIENTS]
     lines = waitFor(server, rf"^127\.0\.0\.[2-6]:.* -> 127.0.0.1:{v4} via ", len(CLIENTS))
     assert [line.partition(" ")[0] for line in lines] == names
@@ -162,14 +165,7 @@ def test_inside_an_inherited_socket(start: Start, tmp_path: Path) -> None:
 
 def test_inside_tls(hello: Start, tmp_path: Path) -> None:
     """A header inside TLS is read there, and the peer cannot keep the socket."""
-    made = run(
-        tool("openssl"), "req", "-x509", "-newkey", "rsa:2048", "-noenc", "-subj", "/CN=a",
-        "-keyout", "key", "-out", "crt", cwd=tmp_path,
-    )  # fmt: skip
-    assert made.returncode == 0, made.stderr
-    (tmp_path / "server.pem").write_text(
-        (tmp_path / "key").read_text() + (tmp_path / "crt").read_text()
-    )
+    (tmp_path / "server.pem").write_text(makeCertificate(tmp_path))
     server = hello("-e", "haproxy:ssl:0:interface=127.0.0.1")
     port = server.port()
     header = "printf 'PROXY TCP4 192.0.2.7 192.0.2.1 1 2\\r\\n'"
@@ -270,7 +266,7 @@ def test_twist_json_of_a_proxied_connection(start: Start) -> None:
 
 
 @pytest.mark.parametrize("family", ["INET", "INET6", "UNIX"])
-def test_restart_loses_nobody(start: Start, tmp_path: Path, family: str) -> None:
+def test_restart_loses_nobody(inherit: Start, tmp_path: Path, family: str) -> None:
     """While its socket is inherited, those who come when the service is down wait for the next."""
     if family == "UNIX":
         listener, address = socket.socket(socket.AF_UNIX), str(tmp_path / "s")
@@ -283,11 +279,7 @@ def test_restart_loses_nobody(start: Start, tmp_path: Path, family: str) -> None
     listener.listen(1000)
 
     def serve() -> Process:
-        return start(
-            sys.executable, "-c", INHERIT, listener.fileno(), SCRIPTS / "twistd", "-n",
-            "--pidfile=", "hello-listen", "-e", f"systemd:domain={family}:name=hello",
-            pass_fds=[listener.fileno()],
-        )  # fmt: skip
+        return inherit(listener, "-e", f"systemd:domain={family}:name=hello")
 
     ended, going = [], threading.Event()
 

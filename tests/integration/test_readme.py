@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from processes import SCRIPTS, Start, needTLS, run, tool, untilEnd
+from processes import SCRIPTS, Start, makeCertificate, needTLS, run, tool, untilEnd
 
 pytestmark = pytest.mark.unix
 README = (Path(__file__).parents[2] / "README.md").read_text()
@@ -43,14 +43,9 @@ def test_endpoint(start: Start, hello: Start, tmp_path: Path, endpoint: str) -> 
     needTLS(endpoint)
     if "server.pem" in endpoint or "certificates" in endpoint:
         (tmp_path / "certificates").mkdir()
-        made = run(
-            tool("openssl"), "req", "-x509", "-newkey", "rsa:2048", "-noenc", "-subj", "/CN=a",
-            "-addext", "subjectAltName=DNS:a", "-keyout", "key", "-out", "crt", cwd=tmp_path,
-        )  # fmt: skip
-        assert made.returncode == 0, made.stderr
-        pem = (tmp_path / "key").read_text() + (tmp_path / "crt").read_text()
+        pem = makeCertificate(tmp_path)
         (tmp_path / "server.pem").write_text(pem)
-        (tmp_path / "certificates" / "a.pem").write_text(pem)
+        (tmp_path / "certificates" / "localhost.pem").write_text(pem)
     if endpoint.startswith("systemd:"):
         server = start(
             "systemd-socket-activate", f"--listen={tmp_path}/s", "--fdname=hello",

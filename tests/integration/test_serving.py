@@ -11,10 +11,20 @@ from pathlib import Path
 
 import pytest
 
-from processes import PATIENCE, SCRIPTS, Start, freePort, needTLS, run, tool, untilEnd
+from processes import (
+    LOOPBACK,
+    PATIENCE,
+    SCRIPTS,
+    Start,
+    freePort,
+    makeCertificate,
+    needTLS,
+    run,
+    tool,
+    untilEnd,
+)
 
 pytestmark = pytest.mark.unix
-LOOPBACK = "tcp:0:interface=127.0.0.1"
 
 
 @pytest.mark.parametrize("reactor", ["default", "asyncio", "poll", "select"])
@@ -212,15 +222,7 @@ def certificate(tmp_path: Path) -> Path:
     """Return a folder that holds a key and its certificate, in one file."""
     folder = tmp_path / "certificates"
     folder.mkdir()
-    pem = folder / "server.pem"
-    made = run(
-        tool("openssl"), "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
-        "-noenc", "-keyout", pem, "-out", f"{pem}.crt", "-subj", "/CN=localhost", "-days", "2",
-        "-addext", "subjectAltName=DNS:localhost",
-    )  # fmt: skip
-    assert made.returncode == 0, made.stderr
-    pem.write_text(pem.read_text() + Path(f"{pem}.crt").read_text())
-    Path(f"{pem}.crt").unlink()
+    (folder / "server.pem").write_text(makeCertificate(tmp_path))
     return folder
 
 
