@@ -1,0 +1,159 @@
+"""What is measured of the servers, and in which order. What fails is noted, and left."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from functools import partial
+from http.client import HTTPConnection
+
+from servers import PATIENCE, SERVERS, LeftOut, Server
+
+CROWD = 1000
+BURST = 4000
+BURSTS = 2
+STARTS = 5
+FLOOD_RATE = 10_000
+PAGE_RATE = 30_000
+PACED = 256
+"""Clients at a time where the rate is given: enough never to hold it back."""
+
+
+def counted(what: str, times: int) -> Iterator[int]:
+    """Count, and show it."""
+    for number in range(1, times + 1):
+        print(f"{what} {number} of {times}", file=sys.stderr, flush=True)
+        yield number
+
+
+def each(servers: list[Server], what: str, do: Callable[[Server], object]) -> None:
+    """Measure something of each server that has not failed before, and keep why one fails."""
+    for server in servers:
+        try:
+            if not server.failure:
+                do(server)
+        except LeftOut as reason:
+            server.failure = f"left out: {reason}"
+        except Exception as error:
+            server.failure = f"{what} failed: {type(error).__name__}: {error}"
+
+
+def measure(servers: list[Server], options: argparse.Namespace) -> None:
+    """Measure the servers side by side, and then what the options name of some, one by one."""
+    with ExitStack() as stack:
+
+        def start(server: Server) -> None:
+            server.prepare()
+            stack.enter_context(server.running())
+            server.drive(server.connections // 10 + server.clients, server.clients)
+            server.add(warm=server.cpu())
+
+        each(servers, "start", start)
+        for _ in counted("round", options.rounds):
+            each(servers, "round", oneRound)
+        each(servers, "a look at the log", look)
+        for _ in counted("crowd and burst", BURSTS if "bursts" in options.measure else 0):
+            each(servers, "burst", burst)
+        each(servers, "a look at the memory", lambda server: server.add(memory=server.peakMemory()))
+    for _ in counted("start-up", STARTS if "starts" in options.measure else 0):
+        each(servers, "start-up", startUp)
+    for name, special in ALONE.items():
+        chosen = [SERVERS[key] for key in SPECIAL[name] if name in options.measure]
+        for number in counted(name, len(chosen)):
+            each(chosen[number - 1 : number], name, partial(special, many=options.many))
+
+
+def oneRound(server: Server) -> None:
+    """Measure rate, latency, CPU, and what is written to the log."""
+    before = server.written()
+    seen = server.drive(server.connections, server.clients)
+    once = 1e6 / max(seen["answered"], 1)
+    server.add(
+        **seen,
+        rate=seen["answered"] / seen["wall"],
+        cpu=seen["used"] * once,
+        loadEach=seen["load"] * once,
+        disk=(server.written() - before) / seen["wall"] / 1e6,
+        unanswered=server.connections - seen["answered"],
+    )
+
+
+def look(server: Server) -> None:
+    """See if it logged every connection, and used the CPU only while it was driven."""
+    server.add(idle=server.cpu() - server.figures["warm"][0] - sum(server.figures["used"]))
+    if server.record:
+        server.add(recorded=server.recorded())
+
+
+def burst(server: Server) -> None:
+    """Measure many clients at once, and many more than the usual accept queue holds."""
+    server.add(burst=server.drive(BURST, BURST, limit=1)["answered"])
+    if not server.forks:
+        seen = server.drive(10 * CROWD, CROWD)
+        server.add(crowd=seen["answered"] / seen["wall"])
+
+
+def startUp(server: Server) -> None:
+    """Measure the time until it answers."""
+    with server.running() as seconds:
+        server.add(startUp=seconds * 1000)
+
+
+def flood(server: Server, many: int) -> None:
+    """Measure how much one client makes it write, with what it writes at its end."""
+    with server.running():
+        seen = server.load(many, PACED, rate=FLOOD_RATE)
+        server.stop()
+        server.add(floodBytes=server.written(), floodSeconds=seen["wall"])
+
+
+def clients(server: Server, many: int) -> None:
+    """Measure the memory that many different clients take."""
+    with server.running():
+        seen = server.load(many, PACED, sources=True)
+        server.add(clientsMemory=server.peakMemory(), clientsSeconds=seen["wall"])
+
+
+def status(server: Server, many: int) -> None:
+    """Measure the status page while many connect, after many different clients filled it."""
+    times = []
+    with server.running(), ThreadPoolExecutor(1) as pool:
+        server.load(many // 20, PACED, sources=True)
+        server.add(pageSize=len(page(server)) / 1000)
+        loading = pool.submit(server.load, many * 3 // 10, PACED, rate=PAGE_RATE)
+        while not (times and loading.done()):
+            began = time.perf_counter()
+            page(server)
+            times.append((time.perf_counter() - began) * 1000)
+            time.sleep(0.05)
+        seen = loading.result()
+    times.sort()
+    server.add(
+        pageP50=times[len(times) // 2],
+        pageP99=times[int(len(times) * 0.99)],
+        pageRate=seen["answered"] / seen["wall"],
+    )
+
+
+def page(server: Server) -> bytes:
+    """Return its status page."""
+    with closing(HTTPConnection("127.0.0.1", server.status, timeout=PATIENCE)) as connection:
+        connection.request("GET", "/")
+        response = connection.getresponse()
+        if response.status != 200:
+            raise RuntimeError(f"status page: {response.status} {response.reason}")
+        return response.read()
+
+
+ALONE = {"flood": flood, "clients": clients, "status": status}
+SPECIAL = {
+    "flood": ["per-client"],
+    "clients": ["log", "per-client", "status"],
+    "status": ["status"],
+    "processes": ["processes-1", "processes-2", "processes-4"],
+}
+"""The servers that are measured so."""
