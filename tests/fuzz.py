@@ -9,9 +9,7 @@ from __future__ import annotations
 import random
 import sys
 
-from test_proxied import INVALID, NAMED, UNNAMED, Server
-
-CORPUS = [header for header, _ in NAMED] + UNNAMED + INVALID
+from test_proxied import CORPUS, PROXY, Server
 
 
 def mutated(chance: random.Random) -> bytes:
@@ -41,7 +39,7 @@ def main(inputs: int) -> None:
         connection = server.receive(data[:middle], data[middle:])
         assert str(connection).isprintable(), data
         server.seen.clear()
-        outcome = connection.error or ("named" if connection.proxy else "unnamed")
+        outcome = connection.error or ("unnamed" if connection.client == PROXY else "named")
         outcomes[outcome] = outcomes.get(outcome, 0) + 1
         if count % 100_000 == 0 or count == inputs:
             print(f"{count} inputs: {dict(sorted(outcomes.items()))}", flush=True)

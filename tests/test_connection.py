@@ -8,27 +8,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.address import HostnameAddress, IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IAddress
-from zope.interface import implementer
+from twisted.internet.stdio import PipeAddress
 
 from hello_listen import Connection
-from hello_listen.connection import addressText, unmapped
+from hello_listen.connection import SUMMARIZED, Summary, addressText, unmapped
 
 V4 = IPv4Address("TCP", "127.0.0.1", 51974)
 V6 = IPv6Address("TCP", "::1", 7878)
 TIME = 1795378774.123456
 
 
-@implementer(IAddress)
-class PipeAddress:
-    """Stands in for the address of standard I/O, which Windows has only with pywin32."""
-
-
 def test_fields_of_tcp() -> None:
     """Every field has its OpenTelemetry name, the time is UTC in microseconds."""
-    assert Connection(TIME, 3, V4, IPv4Address("TCP", "127.0.0.1", 7878)).fields() == {
+    assert Connection(TIME, V4, IPv4Address("TCP", "127.0.0.1", 7878)).fields() == {
         "timestamp": "2026-11-22T20:19:34.123456Z",
         "message": "Connection established!",
-        "sequence": 3,
         "network.transport": "tcp",
         "network.type": "ipv4",
         "client.address": "127.0.0.1",
@@ -40,7 +34,7 @@ def test_fields_of_tcp() -> None:
 
 def test_fields_of_unix() -> None:
     """What a UNIX socket does not have is left out: type, ports, and the name of most clients."""
-    fields = Connection(TIME, 1, UNIXAddress(None), UNIXAddress(b"/run/hello")).fields()
+    fields = Connection(TIME, UNIXAddress(None), UNIXAddress(b"/run/hello")).fields()
     assert fields["network.transport"] == "unix"
     assert fields["server.address"] == "/run/hello"
     assert fields.keys().isdisjoint({"network.type", "client.address", "client.port"})
@@ -57,12 +51,12 @@ def test_fields_of_unix() -> None:
         (UNIXAddress(None), "unix:"),
         (UNIXAddress(b""), "unix:"),
         (PipeAddress(), "pipe:"),
-        (HostnameAddress(b"example.com", 80), "hostname:"),
+        (HostnameAddress(b"example.com", 80), "pipe:"),
         (UNIXAddress(b"/a\nfake: line"), r"unix:/a\nfake: line"),
         (UNIXAddress(b"/a\\n"), r"unix:/a\\n"),
         (UNIXAddress("/\u202eevil".encode()), r"unix:/\u202eevil"),
         (UNIXAddress(b"/\xff"), r"unix:/\udcff"),
-        (UNIXAddress("/é".encode()), "unix:/é"),
+        (UNIXAddress("/é☃".encode()), r"unix:/\xe9\u2603"),
     ],
 )
 def test_text(address: IAddress, text: str) -> None:
@@ -70,9 +64,45 @@ def test_text(address: IAddress, text: str) -> None:
     assert addressText(address) == text
 
 
+def test_accessors() -> None:
+    """What a connection has is there as plain text and numbers, what it lacks is None."""
+    tcp = Connection(TIME, V4, V6, V4)
+    assert (tcp.clientAddress, tcp.clientPort) == ("127.0.0.1", 51974)
+    assert (tcp.serverAddress, tcp.serverPort) == ("::1", 7878)
+    assert (tcp.proxyAddress, tcp.proxyPort) == ("127.0.0.1", 51974)
+    assert (tcp.transport, tcp.networkType) == ("tcp", "ipv4")
+    unix = Connection(TIME, UNIXAddress(None), UNIXAddress(b"/run/hello"))
+    assert (unix.clientAddress, unix.clientPort) == (None, None)
+    assert (unix.serverAddress, unix.serverPort) == ("/run/hello", None)
+    assert (unix.proxyAddress, unix.proxyPort) == (None, None)
+    assert (unix.transport, unix.networkType) == ("unix", None)
+    assert Connection(TIME, PipeAddress(), PipeAddress()).transport == "pipe"
+    assert tcp == Connection(TIME, V4, V6, V4)
+    assert tcp != unix
+
+
+def test_summary() -> None:
+    """A summary has the fields of the connection log."""
+    summary = Summary(3, TIME, TIME + 1, "192.0.2.7", "tcp", "ipv4")
+    fields = json.loads(summary.json('"sequence": 7, '))
+    assert fields.pop("timestamp").endswith("Z")
+    assert fields == {
+        "message": SUMMARIZED,
+        "sequence": 7,
+        "count": 3,
+        "timestamp.first": "2026-11-22T20:19:34.123456Z",
+        "timestamp.last": "2026-11-22T20:19:35.123456Z",
+        "network.transport": "tcp",
+        "network.type": "ipv4",
+        "client.address": "192.0.2.7",
+    }
+    assert summary.fields().keys().isdisjoint({"sequence"})
+    assert "client.address" not in Summary(1, TIME, TIME, None, None, None).fields()
+
+
 def test_str() -> None:
     """A connection's text names both ends."""
-    assert str(Connection(TIME, 1, V4, V6)) == (
+    assert str(Connection(TIME, V4, V6)) == (
         "Connection established! 127.0.0.1:51974 -> [::1]:7878"
     )
 
@@ -99,26 +129,29 @@ v6 = st.builds(IPv6Address, st.just("TCP"), st.ip_addresses(v=6).map(str), ports
 addresses = st.one_of(v4, v6, st.builds(UNIXAddress, st.none() | st.binary(max_size=9)))
 
 
-@given(times, ports, addresses, addresses, st.none() | v4, st.none() | st.just("proxy_header_late"))
+@given(times, addresses, addresses, st.none() | v4, st.none() | st.just("proxy_header_late"))
 def test_json(
     time: float,
-    sequence: int,
     client: IAddress,
     server: IAddress,
     proxy: IAddress | None,
     error: str | None,
 ) -> None:
     """The JSON is that of the fields, on the fast way for IPv4 as on the slow one."""
-    connection = Connection(time, sequence, client, server, proxy, error)
+    connection = Connection(time, client, server, proxy, error)
     assert connection.json() == json.dumps(connection.fields())
+    numbered = json.loads(connection.json('"sequence": 7, '))
+    assert list(numbered)[:3] == ["timestamp", "message", "sequence"]
+    assert numbered == {**connection.fields(), "sequence": 7}
 
 
 @given(name=st.binary(max_size=107).filter(lambda name: b"\0" not in name[1:]))
 def test_nothing_breaks_a_line(name: bytes) -> None:
     """No name of a UNIX socket can end a line, hide, or reorder text, and none reads as another."""
-    connection = Connection(TIME, 1, UNIXAddress(name), UNIXAddress(None))
+    connection = Connection(TIME, UNIXAddress(name), UNIXAddress(None))
     line = json.dumps(connection.fields(), ensure_ascii=False)
     assert str(connection).isprintable()
+    assert str(connection).isascii()
     assert line.isprintable()
     assert line.encode("utf-8")
     shown = str(connection.fields().get("client.address", ""))

@@ -2,44 +2,42 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
+import select
+import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from twisted.internet.address import IPv4Address, UNIXAddress
-from twisted.logger import LogEvent, formatEvent, globalLogPublisher
+from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
+from zope.interface import implementer
 
-from hello_listen import Connection, ConnectionLog
+from disks import Disk, isOpen
+from hello_listen import Connection, ConnectionLog, HelloFactory, __version__
 from hello_listen import connection_log as module
+from hello_listen.connection import Summary
+from output import Output
+from reactors import FakeReactor
 
 ADDRESS = IPv4Address("TCP", "192.0.2.7", 1)
+CONNECTION = Connection(1795378774.5, ADDRESS, ADDRESS)
+SUMMARY = Summary(10, 1795378774.5, 1795378775.5, "192.0.2.7", "tcp", "ipv4")
+NUMBERED = '"service.instance.id": "0123456789ab", "sequence": 1, '
+LENGTH = len(CONNECTION.json(NUMBERED)) + 1
+BEFORE = ["Connection log opened"]
+AFTER = ["Connection log closed"]
 
 
-def connection(sequence: int) -> Connection:
-    """Return some connection."""
-    return Connection(1795378774.5, sequence, ADDRESS, ADDRESS)
-
-
-LENGTH = len(connection(1).json()) + 1
-
-
-def sequences(text: str) -> list[int]:
-    """Return the numbers of the records in a text of whole lines."""
-    assert text.endswith("\n") or not text
-    return [json.loads(line)["sequence"] for line in text.splitlines()]
-
-
+@implementer(ILogObserver)
 class Said:
     """What Twisted's log was told, by whichever thread."""
 
     def __init__(self) -> None:
-        """Start with nothing."""
         self._changed = threading.Condition()
         self.texts: list[str] = []
 
@@ -49,11 +47,11 @@ class Said:
             self.texts.append(formatEvent(event))
             self._changed.notify_all()
 
-    def wait(self, beginning: str, count: int = 1) -> None:
-        """Wait until this was said so often."""
+    def wait(self, beginning: str) -> None:
+        """Wait until this was said."""
         with self._changed:
             assert self._changed.wait_for(
-                lambda: sum(text.startswith(beginning) for text in self.texts) >= count, 20
+                lambda: any(text.startswith(beginning) for text in self.texts), 20
             ), self.texts
 
 
@@ -66,300 +64,519 @@ def said() -> Iterator[Said]:
     globalLogPublisher.removeObserver(observer)
 
 
+@pytest.fixture
+def reactor() -> FakeReactor:
+    """Return a reactor that runs while a test waits for it."""
+    return FakeReactor()
+
+
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Try again at once; leave no thread behind that speaks while the next test listens."""
     monkeypatch.setattr(module, "RETRY", 0.001)
-    monkeypatch.setattr(module, "CLOSING", 0.2)
+    monkeypatch.setattr(module, "HELD", 0.001)
+    before = threading.enumerate()
     yield
+    untilThreadsEnd(before)
+
+
+def untilThreadsEnd(before: Sequence[threading.Thread]) -> None:
+    """Wait until no log writes any more, but for those of other tests that failed."""
     for thread in threading.enumerate():
-        if thread.name == "connection log":
+        if thread.name == "connection log" and thread not in before:
             thread.join(20)
             assert not thread.is_alive()
 
 
-def test_records(tmp_path: Path, said: Said) -> None:
-    """Each connection is a line, in order, whole at the end; closing twice says it once."""
-    path = tmp_path / "log"
-    log = ConnectionLog(path)
-    for number in range(1, 101):
-        log(connection(number))
-    log.close()
-    log.close()
-    with pytest.raises(ValueError, match="closed"):
-        log(connection(101))
-    assert sequences(path.read_text()) == list(range(1, 101))
-    assert said.texts == ["Connections: 100, recorded: 100, lost: 0"]
+def close(log: ConnectionLog, reactor: FakeReactor) -> None:
+    """Close a log, and wait until it is closed."""
+    reactor.wait(log.close())
 
 
-def test_nothing(tmp_path: Path, said: Said) -> None:
-    """A log that never was called has nothing to write."""
-    ConnectionLog(tmp_path / "log").close()
-    assert (tmp_path / "log").read_bytes() == b""
-    assert said.texts == ["Connections: 0, recorded: 0, lost: 0"]
+def giveUp(log: ConnectionLog, reactor: FakeReactor) -> None:
+    """Close a log that cannot be written, until its time is over."""
+    closed = log.close()
+    assert not closed.called
+    reactor.advance(module.CLOSING)
+    assert closed.called
 
 
-def test_it_appends(tmp_path: Path) -> None:
-    """What is there stays there."""
-    path = tmp_path / "log"
-    path.write_text("before\n")
-    log = ConnectionLog(path)
-    log(connection(1))
-    log.close()
-    assert path.read_text().startswith('before\n{"timestamp"')
-
-
-@pytest.mark.unix
-def test_standard_output(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A dash is descriptor 1, whatever sys.stdout has become."""
-    reader, writer = os.pipe()
-    before = os.dup(1)
-    try:
-        os.dup2(writer, 1)
-        log = ConnectionLog("-")
-        log(connection(1))
-        log.close()
-    finally:
-        os.dup2(before, 1)
-        os.close(before)
-        os.close(writer)
-    with open(reader) as output:
-        assert sequences(output.read()) == [1]
-
-
-@pytest.mark.unix
-@pytest.mark.parametrize("how", ["rename", "remove"])
-def test_rotation(tmp_path: Path, said: Said, how: str) -> None:
-    """After a rename or removal, the next batch opens the path anew."""
-    path, old = tmp_path / "log", tmp_path / "old"
-    log = ConnectionLog(path)
-    log(connection(1))
-    untilSize(path, LENGTH)
-    if how == "rename":
-        path.rename(old)
-    else:
-        os.link(path, old)
-        path.unlink()
-    log(connection(2))
-    log.close()
-    assert sequences(old.read_text()) == [1]
-    assert sequences(path.read_text()) == [2]
-
-
-def untilSize(path: Path, size: int) -> None:
-    """Wait until a file has grown so large."""
-    for _ in range(2000):
-        if path.stat().st_size >= size:
-            return
-        threading.Event().wait(0.01)
-    raise AssertionError(f"{path} did not grow")
-
-
-class Disk:
-    """Stands in for os.write, as a disk does: with so much room, and an error beyond it."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, room: int) -> None:
-        """Replace os.write."""
-        self.room = room
-        self._write = os.write
-        monkeypatch.setattr(os, "write", self.write)
-
-    def write(self, file: int, data: Any) -> int:
-        """Write what there is room for."""
-        if not self.room:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        written = self._write(file, data[: self.room])
-        self.room -= written
-        return written
-
-
-def test_full_disk(tmp_path: Path, said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half a line is taken back, for others may append to the file; each change is said once."""
-    path = tmp_path / "log"
-    disk = Disk(monkeypatch, room=LENGTH + 7)
-    log = ConnectionLog(path)
-    for number in range(1, 4):
-        log(connection(number))
-    said.wait("Connection log failed, records are kept in memory: No space left on device")
-    assert path.stat().st_size == LENGTH
-    disk.room = 10**6
-    said.wait("Connection log works again")
-    log.close()
-    assert sequences(path.read_text()) == [1, 2, 3]
-    assert len(said.texts) == 3
-
-
-def test_half_a_line_that_cannot_be_taken_back(
-    tmp_path: Path, said: Said, monkeypatch: pytest.MonkeyPatch
+def test_room_while_it_closes(
+    tmp_path: Path, reactor: FakeReactor, said: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is continued where it stopped."""
-    path = tmp_path / "log"
-    disk = Disk(monkeypatch, room=LENGTH + 7)
-    monkeypatch.setattr(os, "ftruncate", lambda file, size: os.rmdir("no folder"))
-    log = ConnectionLog(path)
-    for number in range(1, 4):
-        log(connection(number))
+    """A log that is being closed goes on trying, as long as it has time."""
+    disk = Disk(monkeypatch, room=0)
+    log = ConnectionLog(tmp_path / "log", reactor=reactor)
+    log(CONNECTION)
     said.wait("Connection log failed")
-    assert path.stat().st_size == LENGTH + 7
+    closed = log.close()
+    tried = disk.refusals
+    disk.until(lambda: disk.refusals > tried + 1)
+    disk.room = 10**6
+    reactor.wait(closed)
+    assert said.texts[-1] == "Connections: 1, recorded: 1, summarized: 0, lost: 0"
+
+
+def settle(log: ConnectionLog, disk: Disk) -> None:
+    """Wait until everything is written and counted: only then is the file opened anew."""
+    disk.opened = 0
+    log.reopen()
+    disk.until(lambda: disk.opened)
+
+
+def records(path: Path) -> list[dict[str, Any]]:
+    """Return the records of a log, each of which is a whole line."""
+    text = path.read_text("ascii")
+    assert text.endswith("\n") or not text
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def sequences(path: Path) -> list[int | str]:
+    """Return the number of each record, or the message of one that has none."""
+    return [record.get("sequence", record["message"]) for record in records(path)]
+
+
+def test_records(tmp_path: Path, reactor: FakeReactor, said: Said) -> None:
+    """Each connection is a line, in order, between two that tell of the log; it is closed once."""
+    path = tmp_path / "log"
+    log = ConnectionLog(path, reactor=reactor)
+    for _ in range(100):
+        log(CONNECTION)
+    assert log.close() is log.close()
+    close(log, reactor)
+    with pytest.raises(ValueError, match="closed"):
+        log(CONNECTION)
+    opened, *connections, closed = records(path)
+    assert connections[0] == {
+        "timestamp": "2026-11-22T20:19:34.500000Z",
+        "message": "Connection established!",
+        "service.instance.id": log.id,
+        "sequence": 1,
+        "network.transport": "tcp",
+        "network.type": "ipv4",
+        "client.address": "192.0.2.7",
+        "client.port": 1,
+        "server.address": "192.0.2.7",
+        "server.port": 1,
+    }
+    assert [connection["sequence"] for connection in connections] == list(range(1, 101))
+    assert opened.pop("timestamp") <= closed.pop("timestamp")
+    assert opened == {
+        "message": "Connection log opened",
+        "service.instance.id": log.id,
+        "service.version": __version__,
+        "process.pid": os.getpid(),
+        "host.name": socket.gethostname(),
+    }
+    assert closed == {
+        "message": "Connection log closed",
+        "service.instance.id": log.id,
+        "connections": 100,
+        "recorded": 100,
+        "summarized": 0,
+        "lost": 0,
+    }
+    assert said.texts == ["Connections: 100, recorded: 100, summarized: 0, lost: 0"]
+    assert log.waiting == 0
+    assert not reactor.getDelayedCalls()
+
+
+def test_id(tmp_path: Path, reactor: FakeReactor) -> None:
+    """Each log has its own, so that the records of several can be told apart in one file."""
+    path = tmp_path / "log"
+    logs = [ConnectionLog(path, reactor=reactor) for _ in range(2)]
+    for log in logs:
+        assert re.fullmatch("[0-9a-f]{12}", log.id)
+        log(CONNECTION)
+        close(log, reactor)
+    ids = [record["service.instance.id"] for record in records(path)]
+    assert ids == [logs[0].id] * 3 + [logs[1].id] * 3
+    assert len(set(ids)) == 2
+
+
+def test_nothing(tmp_path: Path, reactor: FakeReactor, said: Said) -> None:
+    """A log whose reactor never ran, and that was never called, has nothing to write."""
+    log = ConnectionLog(tmp_path / "log", reactor=reactor)
+    assert log.close().called
+    reactor.run()
+    assert (tmp_path / "log").read_bytes() == b""
+    assert said.texts == ["Connections: 0, recorded: 0, summarized: 0, lost: 0"]
+
+
+def test_it_opens_with_the_reactor(tmp_path: Path, reactor: FakeReactor) -> None:
+    """A log that nobody ever calls says that it was there, once its reactor runs."""
+    path = tmp_path / "log"
+    log = ConnectionLog(path, reactor=reactor)
+    reactor.run()
+    log(CONNECTION)
+    close(log, reactor)
+    assert sequences(path) == [*BEFORE, 1, *AFTER]
+
+
+def test_global_reactor(tmp_path: Path) -> None:
+    """Without a reactor it takes the one that is installed."""
+    log = ConnectionLog(tmp_path / "log")
+    assert log.close().called
+
+
+def test_reactor_that_never_runs(tmp_path: Path, reactor: FakeReactor) -> None:
+    """What was taken is written all the same."""
+    before = threading.enumerate()
+    path = tmp_path / "log"
+    log = ConnectionLog(path, reactor=reactor)
+    log(CONNECTION)
+    closed = log.close()
+    untilThreadsEnd(before)
+    assert not closed.called
+    assert sequences(path) == [*BEFORE, 1, *AFTER]
+
+
+def test_two_factories(tmp_path: Path, reactor: FakeReactor) -> None:
+    """The log itself numbers what it is told of, by however many factories."""
+    path = tmp_path / "log"
+    log = ConnectionLog(path, reactor=reactor)
+    first, second = HelloFactory(log), HelloFactory(log)
+    for factory in (first, second, first):
+        factory.established(ADDRESS, ADDRESS)
+    close(log, reactor)
+    assert sequences(path) == [*BEFORE, 1, 2, 3, *AFTER]
+    assert (first.connections, second.connections, log.connections) == (2, 1, 3)
+
+
+def test_summaries(tmp_path: Path, reactor: FakeReactor, said: Said) -> None:
+    """A summary is numbered as a record is, and its connections are counted for themselves."""
+    path = tmp_path / "log"
+    log = ConnectionLog(path, reactor=reactor)
+    log(CONNECTION)
+    log(SUMMARY)
+    log(SUMMARY)
+    close(log, reactor)
+    *_, summary, closed = records(path)
+    assert summary.pop("timestamp").endswith("Z")
+    assert summary == {
+        "message": "Connections summarized",
+        "service.instance.id": log.id,
+        "sequence": 3,
+        "count": 10,
+        "timestamp.first": "2026-11-22T20:19:34.500000Z",
+        "timestamp.last": "2026-11-22T20:19:35.500000Z",
+        "network.transport": "tcp",
+        "network.type": "ipv4",
+        "client.address": "192.0.2.7",
+    }
+    counts = {"connections": 21, "recorded": 1, "summarized": 20, "lost": 0}
+    assert {name: closed[name] for name in counts} == counts
+    assert {name: getattr(log, name) for name in counts} == counts
+    assert said.texts == ["Connections: 21, recorded: 1, summarized: 20, lost: 0"]
+
+
+@pytest.mark.unix
+def test_rotation(tmp_path: Path, reactor: FakeReactor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is recorded after a renaming is in a new file."""
+    path, old = tmp_path / "log", tmp_path / "old"
+    disk = Disk(monkeypatch)
+    log = ConnectionLog(path, reactor=reactor)
+    log(CONNECTION)
+    disk.until(lambda: path.read_bytes().count(b"\n") == 2)
+    path.rename(old)
+    log(CONNECTION)
+    close(log, reactor)
+    assert sequences(old) == [*BEFORE, 1]
+    assert sequences(path) == [2, *AFTER]
+
+
+@pytest.mark.unix
+def test_reopening(tmp_path: Path, reactor: FakeReactor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is opened anew when that is wanted, with nothing to write; a failure waits."""
+    folder, old = tmp_path / "folder", tmp_path / "old"
+    folder.mkdir()
+    path = folder / "log"
+    disk = Disk(monkeypatch)
+    log = ConnectionLog(path, reactor=reactor)
+    reactor.run()
+    settle(log, disk)
+    path.rename(old)
+    disk.opened = 0
+    log.reopen()
+    # What is there is opened first, then a new file is made.
+    disk.until(lambda: disk.opened == 2)
+    path.unlink()
+    folder.rmdir()
+    disk.opened = 0
+    log.reopen()
+    disk.until(lambda: disk.opened == 2)
+    folder.mkdir()
+    log(CONNECTION)
+    close(log, reactor)
+    assert sequences(old) == BEFORE
+    assert sequences(path) == [1, *AFTER]
+
+
+def test_full_disk(
+    tmp_path: Path, reactor: FakeReactor, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failure is said once; it works again once that has held for a while, which is said once."""
+    path = tmp_path / "log"
+    now = 1000.0
+    monkeypatch.setattr(module, "monotonic", lambda: now)
+    monkeypatch.setattr(module, "HELD", 10)
+    disk = Disk(monkeypatch)
+    log = ConnectionLog(path, reactor=reactor)
+    log(CONNECTION)
+    settle(log, disk)
+    for _ in range(3):
+        disk.room, disk.refusals = 7, 0
+        log(CONNECTION)
+        disk.until(lambda: disk.refusals > 1)
+        assert log.failing == "No space left on device"
+        assert path.read_bytes().endswith(b"\n")
+        assert log.waiting == LENGTH
+        disk.room = 10**6
+        settle(log, disk)
+    assert len(said.texts) == 1
+    now += 10
+    log(CONNECTION)
+    said.wait("Connection log works again")
+    assert log.failing is None
+    close(log, reactor)
+    assert sequences(path) == [*BEFORE, 1, 2, 3, 4, 5, *AFTER]
+    assert said.texts == [
+        "Connection log failed, records are kept in memory: No space left on device: "
+        + repr(str(path)),
+        f"Connection log works again: {str(path)!r}",
+        "Connections: 5, recorded: 5, summarized: 0, lost: 0",
+    ]
+
+
+def test_works_again_without_anything_to_write(
+    tmp_path: Path, reactor: FakeReactor, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody needs to connect for it."""
+    disk = Disk(monkeypatch, room=0)
+    log = ConnectionLog(tmp_path / "log", reactor=reactor)
+    reactor.run()
+    said.wait("Connection log failed")
     disk.room = 10**6
     said.wait("Connection log works again")
-    log.close()
-    assert sequences(path.read_text()) == [1, 2, 3]
-
-
-def test_path_out_of_reach(tmp_path: Path, said: Said) -> None:
-    """Where the file cannot be opened anew it is still written to, which is said once."""
-    folder, moved = tmp_path / "folder", tmp_path / "moved"
-    folder.mkdir()
-    log = ConnectionLog(folder / "log")
-    folder.rename(moved)
-    for number in range(1, 4):
-        log(connection(number))
-        untilSize(moved / "log", number * LENGTH)
-    (moved / "log").unlink()
-    log(connection(4))
-    said.wait("Connection log failed, records are kept in memory: No such file or directory")
-    moved.rename(folder)
-    said.wait("Connection log works again")
-    log.close()
-    assert sequences((folder / "log").read_text()) == [4]
-    assert said.texts[0].startswith("Connection log cannot be opened anew, and goes on where it is")
-    assert said.texts[3:] == ["Connections: 4, recorded: 4, lost: 0"]
+    close(log, reactor)
 
 
 def test_client_that_is_called_as_what_is_counted(
-    tmp_path: Path, said: Said, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, reactor: FakeReactor, said: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No address makes the counts at the end untrue."""
     Disk(monkeypatch, room=0)
-    log = ConnectionLog(tmp_path / "log")
-    name = UNIXAddress(b'"message": "Connections not recorded"')
-    for number in range(1, 4):
-        log(Connection(1795378774.5, number, name, name))
-    log.close()
-    assert said.texts[-1] == "Connections: 3, recorded: 0, lost: 3"
+    log = ConnectionLog(tmp_path / "log", reactor=reactor)
+    for message in (b"Connection established!", b"Connections summarized"):
+        name = UNIXAddress(b'"message": "%b"' % message)
+        log(Connection(1795378774.5, name, name))
+    giveUp(log, reactor)
+    assert said.texts[-1] == "Connections: 2, recorded: 0, summarized: 0, lost: 2"
 
 
-def test_thread_that_cannot_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is tried again with the next connection."""
-    log = ConnectionLog(tmp_path / "log")
+def cannotStart(thread: threading.Thread) -> None:
+    """Fail, as Thread.start does where a system has no thread left."""
+    raise RuntimeError("can't start new thread")
+
+
+def test_thread_that_cannot_start(
+    tmp_path: Path, reactor: FakeReactor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is tried again with the next connection, and nothing is lost."""
+    path = tmp_path / "log"
+    log = ConnectionLog(path, reactor=reactor)
     with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", lambda thread: os.rmdir("no folder"))
-        with pytest.raises(OSError, match="No such file"):
-            log(connection(1))
-    log(connection(2))
-    log.close()
-    assert sequences((tmp_path / "log").read_text()) == [1, 2]
+        patch.setattr(threading.Thread, "start", cannotStart)
+        with pytest.raises(RuntimeError):
+            log(CONNECTION)
+    log(CONNECTION)
+    close(log, reactor)
+    assert sequences(path) == [*BEFORE, 1, 2, *AFTER]
 
 
-def test_too_much_to_keep(tmp_path: Path, said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_thread_that_never_starts(
+    tmp_path: Path, reactor: FakeReactor, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it should have written is lost, and counted."""
+    log = ConnectionLog(tmp_path / "log", reactor=reactor)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", cannotStart)
+        with pytest.raises(RuntimeError):
+            log(CONNECTION)
+        with pytest.raises(RuntimeError):
+            log(SUMMARY)
+    close(log, reactor)
+    assert said.texts == ["Connections: 11, recorded: 0, summarized: 0, lost: 11"]
+
+
+def test_too_much_to_keep(
+    tmp_path: Path, reactor: FakeReactor, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What exceeds the bound is counted, and told in the log where it is missing."""
     path = tmp_path / "log"
-    disk = Disk(monkeypatch, room=0)
-    log = ConnectionLog(path, kept=3 * LENGTH)
-    for number in range(1, 9):
-        log(connection(number))
+    disk = Disk(monkeypatch)
+    log = ConnectionLog(path, kept=3 * LENGTH, reactor=reactor)
+    reactor.run()
+    settle(log, disk)
+    disk.room = 0
+    log(CONNECTION)
     said.wait("Connection log failed")
+    for _ in range(6):
+        log(CONNECTION)
+    log(SUMMARY)
+    assert log.lost == 14
     disk.room = 10**6
-    said.wait("Connection log works again")
-    untilSize(path, 3 * LENGTH + 50)
-    log(connection(9))
-    log.close()
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [line.get("sequence") for line in lines] == [1, 2, 3, None, 9]
-    assert lines[3].pop("timestamp").endswith("Z")
-    assert lines[3] == {
-        "message": "Connections not recorded", "count": 5, "sequence.first": 4, "sequence.last": 8,
-    }  # fmt: skip
-    assert said.texts[-1] == "Connections: 9, recorded: 4, lost: 5"
+    settle(log, disk)
+    log(CONNECTION)
+    close(log, reactor)
+    assert sequences(path) == [*BEFORE, 1, 2, 3, "Connections not recorded", 9, *AFTER]
+    missing = records(path)[4]
+    assert missing.pop("timestamp").endswith("Z")
+    assert missing == {
+        "message": "Connections not recorded",
+        "service.instance.id": log.id,
+        "count": 5,
+        "connections": 14,
+        "sequence.first": 4,
+        "sequence.last": 8,
+    }
+    assert said.texts[-1] == "Connections: 18, recorded: 4, summarized: 0, lost: 14"
 
 
-def test_room_before_the_batch_is_taken(tmp_path: Path, said: Said) -> None:
+def test_room_before_the_batch_is_taken(
+    tmp_path: Path, reactor: FakeReactor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A shorter record that fits after one that did not is preceded by the count."""
     path = tmp_path / "log"
-    log = ConnectionLog(path, kept=LENGTH + 10)
-    log(connection(1))
-    log(connection(2))
-    log._kept = 10**6
-    log(connection(3))
-    log.close()
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [line.get("sequence", line.get("count")) for line in lines] == [1, 1, 3]
+    name = UNIXAddress(b"")
+    short = Connection(1795378774.5, name, name)
+    length = len(short.json(NUMBERED)) + 1
+    log = ConnectionLog(path, kept=LENGTH + length, reactor=reactor)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", cannotStart)
+        for record in (CONNECTION, CONNECTION, short):
+            with pytest.raises(RuntimeError):
+                log(record)
+    reactor.run()
+    close(log, reactor)
+    assert sequences(path) == [*BEFORE, 1, "Connections not recorded", 3, *AFTER]
 
 
 def test_closing_while_it_fails(
-    tmp_path: Path, said: Said, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, reactor: FakeReactor, said: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What cannot be written at the end is counted as lost, a torn line too."""
-    Disk(monkeypatch, room=LENGTH + 7)
-    log = ConnectionLog(tmp_path / "log", kept=3 * LENGTH)
-    for number in range(1, 6):
-        log(connection(number))
+    path = tmp_path / "log"
+    disk = Disk(monkeypatch)
+    log = ConnectionLog(path, kept=3 * LENGTH, reactor=reactor)
+    reactor.run()
+    settle(log, disk)
+    disk.room = LENGTH + 7
+    for _ in range(5):
+        log(CONNECTION)
     said.wait("Connection log failed")
-    log.close()
-    assert said.texts[-1] == "Connections: 5, recorded: 1, lost: 4"
+    giveUp(log, reactor)
+    assert sequences(path) == [*BEFORE, 1]
+    assert said.texts[-1] == "Connections: 5, recorded: 1, summarized: 0, lost: 4"
+    assert (log.recorded, log.lost) == (1, 4)
 
 
 @pytest.mark.unix
-def test_pipe_that_nobody_reads(fifo: Path) -> None:
-    """It is an error at the start, instead of a process that waits for ever."""
-    with pytest.raises(OSError, match="No such device or address"):
-        ConnectionLog(fifo)
-
-
-@pytest.mark.unix
-def test_reader_that_stalls(fifo: Path, reader: int, said: Said) -> None:
+def test_reader_that_stalls(fifo: Path, reader: int, reactor: FakeReactor, said: Said) -> None:
     """Everything arrives, in order, when the reader goes on."""
-    log = ConnectionLog(fifo)
-    for number in range(1, 3001):
-        log(connection(number))
+    log = ConnectionLog(fifo, reactor=reactor)
+    for _ in range(3000):
+        log(CONNECTION)
+    closed = log.close()
     os.set_blocking(reader, True)
-    closing = threading.Thread(target=log.close)
     with open(reader) as lines:
-        for number in range(1, 3001):
-            assert json.loads(lines.readline())["sequence"] == number
-        closing.start()
-        closing.join()
-    assert said.texts == ["Connections: 3000, recorded: 3000, lost: 0"]
+        read = [json.loads(line) for line in lines]
+    reactor.wait(closed)
+    assert [record["sequence"] for record in read[1:-1]] == list(range(1, 3001))
+    assert said.texts == ["Connections: 3000, recorded: 3000, summarized: 0, lost: 0"]
 
 
 @pytest.mark.unix
-def test_reader_that_stalls_for_ever(fifo: Path, reader: int, said: Said) -> None:
-    """The log is closed all the same, and what is in the pipe is what it says is recorded."""
-    log = ConnectionLog(fifo)
-    for number in range(1, 3001):
-        log(connection(number))
-    log.close()
-    recorded, lost = map(int, re.findall("recorded: (.*), lost: (.*)", said.texts[0])[0])
+def test_reader_that_stalls_for_ever(
+    fifo: Path, reader: int, reactor: FakeReactor, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log is closed at its time limit, and what is in the pipe is what it says is recorded."""
+    disk = Disk(monkeypatch)
+    log = ConnectionLog(fifo, reactor=reactor)
+    for _ in range(3000):
+        log(CONNECTION)
+    pipe = disk.file
+    disk.until(lambda: disk.writing and not select.select([], [pipe], [], 0)[1])
+    closed = log.close()
+    reactor.advance(module.CLOSING / 2)
+    assert not closed.called
+    reactor.advance(module.CLOSING / 2)
+    assert closed.called
+    [text] = said.texts
+    recorded, lost = map(int, re.findall("recorded: (.*), summ.*, lost: (.*)", text)[0])
+    assert (recorded, lost) == (log.recorded, log.lost)
     assert recorded + lost == 3000
     assert lost > 0
-    pending = b""
-    while len(pending) < recorded * (LENGTH - 1):
-        pending += os.read(reader, 65536)
-    os.close(reader)
-    assert sequences(pending.decode())[:recorded] == list(range(1, recorded + 1))
+    assert isOpen(pipe)
+    # Room ends the write that is stuck, and with it the thread.
+    os.set_blocking(reader, True)
+    with open(reader) as lines:
+        read = [json.loads(line).get("sequence") for line in lines]
+    assert read[: recorded + 1] == [None, *range(1, recorded + 1)]
+    reactor.callOne()
+    assert not isOpen(pipe)
+    assert said.texts == [text]
+    assert (log.recorded, log.lost) == (recorded, lost)
 
 
 @pytest.mark.unix
-def test_reader_that_goes_away(fifo: Path, reader: int, said: Said) -> None:
+def test_reader_that_goes_away(
+    fifo: Path, reader: int, reactor: FakeReactor, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is said once; the records are for the next reader."""
-    log = ConnectionLog(fifo)
+    disk = Disk(monkeypatch)
+    log = ConnectionLog(fifo, reactor=reactor)
+    reactor.run()
+    settle(log, disk)
     os.close(reader)
-    log(connection(1))
+    log(CONNECTION)
     said.wait("Connection log failed, records are kept in memory: Broken pipe")
-    log(connection(2))
+    log(CONNECTION)
     reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
     said.wait("Connection log works again")
-    log.close()
+    close(log, reactor)
     with open(reader) as lines:
-        assert sequences(lines.read()) == [1, 2]
+        assert [json.loads(line).get("sequence") for line in lines] == [1, 2, None]
     assert len(said.texts) == 3
 
 
-def test_system_without_nonblocking_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where files cannot be opened without waiting, they are opened as they are."""
-    monkeypatch.delattr(os, "O_NONBLOCK", raising=False)
-    log = ConnectionLog(tmp_path / "log")
-    log(connection(1))
-    log.close()
-    assert sequences((tmp_path / "log").read_text()) == [1]
+@pytest.mark.unix
+def test_standard_output(reactor: FakeReactor, output: Output, said: Said) -> None:
+    """A dash is descriptor 1, which stays open; that it does not block loses nothing."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    output.become(writer)
+    log = ConnectionLog("-", reactor=reactor)
+    for _ in range(3000):
+        log(CONNECTION)
+    closed = log.close()
+    with open(reader) as lines:
+        read = [json.loads(lines.readline()).get("sequence") for _ in range(3002)]
+    reactor.wait(closed)
+    assert isOpen(1)
+    assert read == [None, *range(1, 3001), None]
+    assert said.texts == ["Connections: 3000, recorded: 3000, summarized: 0, lost: 0"]
+
+
+@pytest.mark.parametrize("used", [True, False])
+def test_closing_closes_the_file(
+    tmp_path: Path, reactor: FakeReactor, monkeypatch: pytest.MonkeyPatch, used: bool
+) -> None:
+    """Its descriptor is closed, whether it was ever written to or not."""
+    disk = Disk(monkeypatch)
+    log = ConnectionLog(tmp_path / "log", reactor=reactor)
+    if used:
+        log(CONNECTION)
+    assert isOpen(disk.file)
+    close(log, reactor)
+    assert not isOpen(disk.file)

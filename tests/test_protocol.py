@@ -33,23 +33,25 @@ def test_logs_and_hangs_up() -> None:
 
 
 def test_event_carries_plain_fields() -> None:
-    """A JSON log holds each field as it is."""
+    """A JSON log holds each field as it is; the connection itself is there too."""
     with capturedLogs() as events:
         connect(HelloFactory())
+    assert isinstance(events[0]["connection"], Connection)
+    assert events[0]["connection"].clientAddress == "192.0.2.7"
     assert '"client.address": "192.0.2.7", "client.port": 51974' in eventAsJSON(events[0])
     assert "unpersistable" not in eventAsJSON({k: events[0][k] for k in events[0] if "." in k})
 
 
 def test_observer_gets_connections_instead() -> None:
-    """An observer is handed each connection, numbered from 1, and nothing is logged."""
+    """An observer is handed each connection, and nothing is logged."""
     seen: list[Connection] = []
-    factory = HelloFactory(observer=seen.append)
+    factory = HelloFactory(seen.append)
     with capturedLogs() as events:
         connect(factory)
         connect(factory, IPv6Address("TCP", "::ffff:192.0.2.8", 1))
-    assert [(c.sequence, c.client, c.server) for c in seen] == [
-        (1, CLIENT, SERVER),
-        (2, IPv4Address("TCP", "192.0.2.8", 1), SERVER),
+    assert [(c.client, c.server) for c in seen] == [
+        (CLIENT, SERVER),
+        (IPv4Address("TCP", "192.0.2.8", 1), SERVER),
     ]
     assert seen[0].time <= seen[1].time
     assert factory.connections == 2
@@ -57,14 +59,16 @@ def test_observer_gets_connections_instead() -> None:
 
 
 def test_observer_that_raises() -> None:
-    """An observer's error is logged with the connection, which is dropped all the same."""
+    """An observer's error is logged; the next one is told, and the connection is dropped."""
 
     def observer(connection: Connection) -> None:
         raise RuntimeError("no room")
 
+    seen: list[Connection] = []
     with capturedLogs() as events:
-        transport = connect(HelloFactory(observer=observer))
+        transport = connect(HelloFactory(observer, seen.append))
     assert transport.disconnecting
+    assert len(seen) == 1
     [event] = events
     assert formatEvent(event).startswith("Observer failed for: Connection established! 192.0.2.7")
     failure = event["log_failure"]

@@ -1,57 +1,77 @@
 """The command line, up to the service that it makes."""
 
+from __future__ import annotations
+
+import errno
 import json
+import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import pytest
-from hypothesis import given, settings
+import twisted
+from hypothesis import given
 from hypothesis import strategies as st
 from twisted.application.service import IService, IServiceMaker
 from twisted.internet.address import IPv4Address
-from twisted.internet.testing import MemoryReactorClock
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IListeningPort
 from twisted.logger import capturedLogs, formatEvent
 from twisted.plugin import getPlugins
 from twisted.python.usage import Options as UsageOptions
 from twisted.python.usage import UsageError
+from zope.interface import implementer
 
-from hello_listen import ConnectionLog, HelloFactory, ListenError, tap
-from hello_listen.tap import Options, makeService
+import hello_listen
+from disks import Disk
+from hello_listen import ConnectionLog, HelloFactory, ListenError, logConnection, tap
+from hello_listen.tap import Options, PluginService, makeService
+from reactors import FakeReactor
+
+ADDRESS = IPv4Address("TCP", "192.0.2.7", 1)
+SIGNALS = ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2")
 
 
-class FakeReactor(MemoryReactorClock):
-    """A reactor in memory that can iterate, and refuses what a test names."""
+@pytest.fixture(autouse=True)
+def received() -> Iterator[list[int]]:
+    """Give signals their defaults, but SIGTERM and SIGINT a reactor's handler; undo all of it."""
+    numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
+    before = [signal.signal(number, signal.SIG_DFL) for number in numbers]
+    terminated: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, frame: terminated.append(number))
+    yield terminated
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
 
-    refused: tuple[int, ...] = ()
-    iterations = 0
 
-    def listenTCP(self, port: int, *args: object, **kwargs: object) -> object:  # type: ignore[override]
-        """Listen, unless the port is refused."""
-        if port in self.refused:
-            raise OverflowError("bind(): port must be 0-65535.")
-        return super().listenTCP(port, *args, **kwargs)  # type: ignore[arg-type]
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """Return the terminal of this process, as the test wants it."""
+    return Terminal(monkeypatch)
 
-    def getThreadPool(self) -> "FakeReactor":
-        """Return what has no threads."""
-        return self
 
-    def callInThreadWithCallback(
-        self, result: Callable[[bool, object], None], function: Callable[[], object]
-    ) -> None:
-        """Call it here."""
-        result(True, function())
+class Terminal:
+    """Stands in for what opening the terminal gives, which there may be or not."""
 
-    def callFromThread(self, function: Callable[..., object], *args: object) -> None:  # type: ignore[override]
-        """Call it here."""
-        function(*args)
+    there = False
 
-    def iterate(self, delay: float = 0) -> None:
-        """Count."""
-        self.iterations += 1
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._open = os.open
+        monkeypatch.setattr(os, "open", self.open)
+
+    def open(self, path: Any, *args: Any, **kwargs: Any) -> int:
+        """Open a file, or the terminal."""
+        if path != "/dev/tty":
+            return self._open(path, *args, **kwargs)
+        if not self.there:
+            raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
+        return self._open(os.devnull, os.O_RDWR)
 
 
 def parse(*arguments: str, reactor: FakeReactor | None = None) -> Options:
@@ -59,6 +79,18 @@ def parse(*arguments: str, reactor: FakeReactor | None = None) -> Options:
     options = Options(reactor or FakeReactor())
     options.parseOptions(list(arguments))
     return options
+
+
+def run() -> None:
+    """Start the service of a command line without options, and its reactor."""
+    reactor = FakeReactor()
+    makeService(parse(reactor=reactor), reactor).startService()
+    reactor.run()
+
+
+def descriptions(options: Options) -> list[str]:
+    """Return the descriptions of what is to be listened on."""
+    return [endpoint.description for endpoint in options["endpoints"]]
 
 
 def test_plugin_is_found() -> None:
@@ -71,7 +103,7 @@ def test_plugin_is_found() -> None:
 def test_default_endpoint() -> None:
     """Without options it listens on 127.0.0.1, port 7878, and nowhere else."""
     reactor = FakeReactor()
-    service = makeService(parse(), reactor)
+    service = makeService(parse(reactor=reactor), reactor)
     assert not reactor.tcpServers
     service.privilegedStartService()
     service.startService()
@@ -83,7 +115,8 @@ def test_default_endpoint() -> None:
 def test_several_endpoints_share_a_factory() -> None:
     """-e is taken as often as it is given, instead of the default; one factory counts for all."""
     reactor = FakeReactor()
-    service = makeService(parse("-e", "tcp:1", "--endpoint", r"tcp6:2:interface=\:\:1"), reactor)
+    options = parse("-e", "tcp:1", "--endpoint", r"tcp6:2:interface=\:\:1", reactor=reactor)
+    service = makeService(options, reactor)
     service.startService()
     assert [(s[0], s[3]) for s in reactor.tcpServers] == [(1, ""), (2, "::1")]
     assert reactor.tcpServers[0][1] is reactor.tcpServers[1][1]
@@ -94,6 +127,19 @@ def test_several_endpoints_share_a_factory() -> None:
     [
         (["-e", "foo:1"], "'foo:1': Unknown endpoint type: 'foo'"),
         (["-e", "tcp:1:interfce=x"], "'tcp:1:interfce=x': no such argument: 'interfce'"),
+        (["-e", "7878"], "'7878': Unknown endpoint type: '7878'; did you mean 'tcp:7878'?"),
+        (
+            ["-e", "127.0.0.1:7878"],
+            "'127.0.0.1:7878': Unknown endpoint type: '127.0.0.1'; "
+            "did you mean 'tcp:7878:interface=127.0.0.1'?",
+        ),
+        (["-l", ""], "a path is missing: ''"),
+        (["--per-client", "-1"], "not a number of connections: '-1'"),
+        (
+            ["--summarize", "192.0.2.7/33"],
+            "no network: '192.0.2.7/33' does not appear to be an IPv4 or IPv6 network",
+        ),
+        (["--summarize", "192.0.2.7/24"], "no network: 192.0.2.7/24 has host bits set"),
         (["surplus"], "unexpected argument: 'surplus'"),
         (["--bogus"], "option --bogus not recognized"),
         (["-e"], "option -e requires argument"),
@@ -105,6 +151,7 @@ def test_usage_errors(arguments: list[str], named: str) -> None:
     with pytest.raises(UsageError) as raised:
         options.parseOptions(arguments)
     assert str(raised.value) == named
+    options = Options(FakeReactor())
     options.parent = UsageOptions()
     with pytest.raises(SystemExit) as ended:
         options.parseOptions(arguments)
@@ -122,11 +169,10 @@ def test_global_reactor() -> None:
     """A command line is parsed for the reactor that twistd has installed."""
     options = Options()
     options.parseOptions(["-e", "tcp:0"])
-    assert options["endpoints"] == ["tcp:0"]
+    assert descriptions(options) == ["tcp:0"]
     assert IService.providedBy(makeService(options))
 
 
-@settings(deadline=None)
 @given(
     st.one_of(
         st.text(),
@@ -144,10 +190,19 @@ def test_any_endpoint_is_a_service_or_a_usage_error(description: str) -> None:
     except UsageError as error:
         message = str(error)
     else:
-        assert options["endpoints"] == [description]
+        assert descriptions(options) == [description]
         return
     assert message.isprintable()
     assert repr(description) in message
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    """It is this project's own, beside Twisted's."""
+    with pytest.raises(SystemExit) as ended:
+        parse("--version")
+    assert not ended.value.code
+    versions = f"hello-listen {hello_listen.__version__}, Twisted {twisted.__version__}\n"
+    assert capsys.readouterr().out == versions
 
 
 @pytest.mark.parametrize("option", ["-l", "--connection-log"])
@@ -158,15 +213,37 @@ def test_connection_log(tmp_path: Path, option: str) -> None:
     service = makeService(parse(option, str(path), reactor=reactor), reactor)
     service.startService()
     [(_, factory, _, _)] = reactor.tcpServers
-    address = IPv4Address("TCP", "192.0.2.7", 1)
     with capturedLogs() as events:
-        factory.established(address, address)
-        service.stopService()
-    assert json.loads(path.read_text())["client.address"] == "192.0.2.7"
+        assert isinstance(factory, HelloFactory)
+        factory.established(ADDRESS, ADDRESS)
+        reactor.wait(service.stopService())
+    _, connection, _ = map(json.loads, path.read_text().splitlines())
+    assert connection["client.address"] == "192.0.2.7"
     assert [formatEvent(event) for event in events] == [
-        "Stopped. Connections: 1",
-        "Connections: 1, recorded: 1, lost: 0",
+        "Connections: 1, recorded: 1, summarized: 0, lost: 0"
     ]
+
+
+def test_summaries(tmp_path: Path) -> None:
+    """What --per-client and --summarize leave out is in the log, summed up, when it is closed."""
+    reactor = FakeReactor()
+    path = tmp_path / "connections.jsonl"
+    arguments = ["-l", str(path), "--per-client", "1", "--summarize", "10.0.0.0/8"]
+    service = makeService(parse(*arguments, reactor=reactor), reactor)
+    service.startService()
+    [(_, factory, _, _)] = reactor.tcpServers
+    for host in ("192.0.2.7", "192.0.2.7", "192.0.2.7", "10.0.0.1"):
+        address = IPv4Address("TCP", host, 1)
+        factory.established(address, address)
+    with capturedLogs() as events:
+        reactor.wait(service.stopService())
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(line.get("client.address"), line.get("count")) for line in lines[1:-1]] == [
+        ("192.0.2.7", None),
+        ("192.0.2.7", 2),
+        ("10.0.0.1", 1),
+    ]
+    assert formatEvent(events[-1]) == "Connections: 4, recorded: 1, summarized: 3, lost: 0"
 
 
 def test_stop_without_a_connection_log() -> None:
@@ -183,6 +260,16 @@ def test_connection_log_that_cannot_be_opened(tmp_path: Path) -> None:
     for path, reason in ((tmp_path, "Is a directory"), (tmp_path / "no" / "file", "No such file")):
         with pytest.raises(UsageError, match=f"^{reason}.*: '{path}'$"):
             parse("-l", str(path))
+
+
+@pytest.mark.unix
+def test_connection_log_that_is_no_file(fifo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipe that nobody reads, and standard output that is closed, are refused."""
+    with pytest.raises(UsageError, match=f"^nobody reads this pipe: '{fifo}'$"):
+        parse("-l", str(fifo))
+    monkeypatch.setattr(sys, "__stdout__", None)
+    with pytest.raises(UsageError, match=r"^standard output is closed: '-'$"):
+        parse("-l", "-")
 
 
 def test_connection_log_of_a_process_in_the_background(tmp_path: Path) -> None:
@@ -203,33 +290,152 @@ def test_connection_log_of_a_process_in_the_background(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@implementer(IListeningPort)
+class SlowPort:
+    """A port that takes one turn of its reactor to stop listening."""
+
+    def __init__(self) -> None:
+        self.stopped: Deferred[None] = Deferred()
+
+    def startListening(self) -> None:
+        """Do nothing."""
+
+    def getHost(self) -> IPv4Address:
+        """Return some address."""
+        return ADDRESS
+
+    def stopListening(self) -> Deferred[None]:
+        """Stop when the reactor iterates."""
+        return self.stopped
+
+
+class RefusingReactor(FakeReactor):
+    """Listens on one port, and refuses the next."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ports: list[SlowPort] = []
+
+    def listenTCP(self, *args: Any, **kwargs: Any) -> Any:
+        """Listen, or not."""
+        if self.ports:
+            raise OverflowError("bind(): port must be 0-65535.")
+        self.ports.append(SlowPort())
+        return self.ports[0]
+
+    def iterate(self, delay: float = 0) -> None:
+        """Stop what is stopping."""
+        self.ports[0].stopped.callback(None)
+
+
 def test_a_start_that_fails_ends_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was bound is let go, and Python's last word on standard error is the reason."""
-    reactor = FakeReactor()
-    reactor.refused = (99999,)
+    reactor = RefusingReactor()
     service = makeService(parse("-e", "tcp:1", "-e", "tcp:99999", reactor=reactor), reactor)
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     with pytest.raises(ListenError) as raised:
         service.privilegedStartService()
-    assert reactor.iterations == 1
+    assert reactor.ports[0].stopped.called
     monkeypatch.setattr(sys, "stderr", StringIO())
     traceback: TracebackType | None = raised.value.__traceback__
     sys.excepthook(ListenError, raised.value, traceback)
     assert isinstance(sys.stderr, StringIO)
-    assert sys.stderr.getvalue() == ("hello-listen: bind(): port must be 0-65535: 'tcp:99999'\n")
+    assert sys.stderr.getvalue() == "hello-listen: bind(): port must be 0-65535: 'tcp:99999'\n"
+
+
+def test_a_late_failure_ends_the_process(received: list[int]) -> None:
+    """Where an endpoint fails after the start, the process ends as if it had been told to."""
+    service = makeService(parse(), FakeReactor())
+    assert isinstance(service, PluginService)
+    with capturedLogs() as events:
+        service.listenFailed(ListenError(None, "onion:80", "no onion"))
+    assert received == [signal.SIGTERM]
+    assert [formatEvent(event) for event in events] == ["no onion: 'onion:80'"]
 
 
 @pytest.mark.unix
-def test_a_late_failure_ends_the_process() -> None:
-    """Where an endpoint fails after the start, the process ends as if it had been told to."""
-    received: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
-    try:
-        with capturedLogs() as events:
-            service = makeService(parse(), FakeReactor())
-            assert isinstance(service, tap.PluginService)
-            service.listenFailed(ListenError("no onion: 'onion:80'"))
-    finally:
-        signal.signal(signal.SIGTERM, before)
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2"])
+def test_signals(terminal: Terminal, received: list[int], name: str) -> None:
+    """What would end the process at once stops it as SIGTERM does; SIGHUP is a closed terminal."""
+    terminal.there = True
+    run()
+    signal.raise_signal(getattr(signal, name))
     assert received == [signal.SIGTERM]
-    assert [event["error"] for event in events] == ["no onion: 'onion:80'"]
+
+
+@pytest.mark.unix
+def test_hangup_without_a_terminal(
+    terminal: Terminal, received: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no terminal can hang up, SIGHUP opens the connection log anew."""
+    path = tmp_path / "log"
+    disk = Disk(monkeypatch)
+    reactor = FakeReactor()
+    service = makeService(parse("-l", str(path), reactor=reactor), reactor)
+    service.startService()
+    reactor.run()
+    path.rename(tmp_path / "old")
+    signal.raise_signal(signal.SIGHUP)
+    assert not path.exists()
+    reactor.callOne()
+    disk.until(path.exists)
+    reactor.wait(service.stopService())
+    assert not received
+
+
+@pytest.mark.unix
+def test_hangup_without_a_connection_log(terminal: Terminal, received: list[int]) -> None:
+    """There is nothing to open anew."""
+    reactor = FakeReactor()
+    service = makeService(parse(), reactor)
+    assert isinstance(service, PluginService)
+    assert service.factory.observers == (logConnection,)
+    service.startService()
+    reactor.run()
+    signal.raise_signal(signal.SIGHUP)
+    assert not received
+
+
+@pytest.mark.unix
+@pytest.mark.parametrize("handler", [signal.SIG_IGN, lambda number, frame: None])
+def test_signals_that_somebody_handles(terminal: Terminal, handler: Any) -> None:
+    """Handlers that others have set, and what nohup ignores, stay as they are."""
+    numbers = [signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2]
+    for number in numbers:
+        signal.signal(number, handler)
+    run()
+    assert [signal.getsignal(number) for number in numbers] == [handler] * 4
+
+
+def test_signals_while_it_stops(terminal: Terminal, received: list[int]) -> None:
+    """None disturbs that any more."""
+    terminal.there = True
+    reactor = FakeReactor()
+    service = makeService(parse(reactor=reactor), reactor)
+    service.startService()
+    reactor.run()
+    service.stopService()
+    for name in SIGNALS:
+        if hasattr(signal, name):
+            signal.raise_signal(getattr(signal, name))
+    assert not received
+
+
+def test_signals_at_once(terminal: Terminal, received: list[int]) -> None:
+    """Only the first is heeded, and nobody's own handler is taken for the reactor's."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    run()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
+        signal.raise_signal(number)
+    assert received == [signal.SIGTERM]
+
+
+def test_system_without_such_signals(
+    terminal: Terminal, received: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows has few signals."""
+    for name in ("SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2"):
+        monkeypatch.delattr(signal, name, raising=False)
+    run()
+    signal.raise_signal(signal.SIGTERM)
+    assert received == [signal.SIGTERM]

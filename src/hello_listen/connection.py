@@ -1,43 +1,82 @@
-"""What is known of one connection, as fields and as text."""
+"""What is known of one connection: as fields, as JSON, as text."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import lru_cache
 from ipaddress import IPv6Address as IPv6
 from json import dumps
-from typing import NamedTuple
+from math import ceil
+from socket import AF_INET6, inet_ntop, inet_pton
+from time import time
 
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IAddress
 
 MESSAGE = "Connection established!"
+SUMMARIZED = "Connections summarized"
 
 
-class Connection(NamedTuple):
+@dataclass(slots=True)
+class Connection:
     """
-    One connection, as it is handed to an observer.
+    One connection, as observers get it. Its text is the line that Twisted's log shows.
 
-    C{str(connection)} is the line that the log shows.
+    @ivar time: when it was established, in seconds since the epoch.
+    @ivar client: who connected: an L{IPv4Address}, L{IPv6Address}, L{UNIXAddress} or a pipe's.
+        Behind a proxy, who the proxy says; with an C{error}, the socket's own peer.
+    @ivar server: the address that the client reached.
+    @ivar proxy: the proxy that sent a valid PROXY header, or L{None}. For the proxy's own health
+        checks, C{client} is the proxy.
+    @ivar error: what was wrong with the connection (OpenTelemetry's C{error.type}), or L{None}.
     """
 
     time: float
-    """When it was established, in seconds since the epoch."""
-
-    sequence: int
-    """1, 2, 3 … for each factory."""
-
     client: IAddress
-    """Who connected: an L{IPv4Address}, L{IPv6Address} or L{UNIXAddress}, or a pipe's address."""
-
     server: IAddress
-    """The address that the client reached."""
-
     proxy: IAddress | None = None
-    """The proxy that named the client and the server, where there is one."""
-
     error: str | None = None
-    """What was wrong with a PROXY header that was expected: the client is then the socket's own."""
+
+    @property
+    def clientAddress(self) -> str | None:
+        """The client's IP address or the name of its UNIX socket; L{None} where it has none."""
+        return hostAndPort(self.client)[0]
+
+    @property
+    def clientPort(self) -> int | None:
+        """The client's TCP or UDP port; L{None} where it has none."""
+        return hostAndPort(self.client)[1]
+
+    @property
+    def serverAddress(self) -> str | None:
+        """The server's IP address or the name of its UNIX socket; L{None} where it has none."""
+        return hostAndPort(self.server)[0]
+
+    @property
+    def serverPort(self) -> int | None:
+        """The server's TCP or UDP port; L{None} where it has none."""
+        return hostAndPort(self.server)[1]
+
+    @property
+    def proxyAddress(self) -> str | None:
+        """The proxy's IP address or the name of its UNIX socket; L{None} where there is none."""
+        return hostAndPort(self.proxy)[0]
+
+    @property
+    def proxyPort(self) -> int | None:
+        """The proxy's TCP port; L{None} where it has none, or there is no proxy."""
+        return hostAndPort(self.proxy)[1]
+
+    @property
+    def transport(self) -> str:
+        """C{tcp}, C{udp}, C{unix} or C{pipe}."""
+        return network(self.client)[0]
+
+    @property
+    def networkType(self) -> str | None:
+        """C{ipv4} or C{ipv6}; L{None} for UNIX sockets and pipes."""
+        return network(self.client)[1]
 
     def fields(self) -> dict[str, str | int]:
         """
@@ -45,42 +84,102 @@ class Connection(NamedTuple):
 
         See https://opentelemetry.io/docs/specs/semconv/registry/attributes/ for their meaning.
         """
-        transport, networkType = _network(self.client)
+        transport, networkType = network(self.client)
         fields: dict[str, str | int | None] = {
             "timestamp": timestamp(self.time),
             "message": MESSAGE,
-            "sequence": self.sequence,
             "network.transport": transport,
             "network.type": networkType,
         }
-        fields["client.address"], fields["client.port"] = _hostAndPort(self.client)
-        fields["server.address"], fields["server.port"] = _hostAndPort(self.server)
-        if self.proxy is not None:
-            fields["network.peer.address"], fields["network.peer.port"] = _hostAndPort(self.proxy)
+        fields["client.address"], fields["client.port"] = hostAndPort(self.client)
+        fields["server.address"], fields["server.port"] = hostAndPort(self.server)
+        fields["network.peer.address"], fields["network.peer.port"] = hostAndPort(self.proxy)
         fields["error.type"] = self.error
         return {name: value for name, value in fields.items() if value is not None}
 
-    def json(self) -> str:
-        """Return the fields as one line of ASCII JSON, without its end."""
+    def json(self, numbered: str = "") -> str:
+        """
+        Return the fields as one line of ASCII JSON, without its end.
+
+        @param numbered: JSON members to put behind the message, each with a comma and a space.
+        """
         client, server = self.client, self.server
         plain = self.proxy is None and self.error is None
         if plain and type(client) is IPv4Address and type(server) is IPv4Address:
             # What json.dumps would give, in 2 instead of 14 µs.
             return (
-                f'{{"timestamp": "{timestamp(self.time)}", "message": "{MESSAGE}", '
-                f'"sequence": {self.sequence}, "network.transport": "{client.type.lower()}", '
-                f'"network.type": "ipv4", "client.address": "{client.host}", '
-                f'"client.port": {client.port}, "server.address": "{server.host}", '
-                f'"server.port": {server.port}}}'
+                f'{{"timestamp": "{timestamp(self.time)}", "message": "{MESSAGE}", {numbered}'
+                f'"network.transport": "{client.type.lower()}", "network.type": "ipv4", '
+                f'"client.address": "{client.host}", "client.port": {client.port}, '
+                f'"server.address": "{server.host}", "server.port": {server.port}}}'
             )
-        return dumps(self.fields())
+        return numberedJSON(self.fields(), numbered)
 
     def __str__(self) -> str:
-        """Return the message and both ends, on one line whatever the addresses hold."""
+        """Return the message and both ends, as one line of printable ASCII."""
         text = f"{MESSAGE} {addressText(self.client)} -> {addressText(self.server)}"
         if self.proxy is not None:
             text += f" via {addressText(self.proxy)}"
         return f"{text} ({self.error})" if self.error else text
+
+
+@dataclass(slots=True)
+class Summary:
+    """
+    Several connections of one client, of which no more is kept. Its text is a line for a log.
+
+    @ivar count: how many connections.
+    @ivar first: when the first was established, in seconds since the epoch.
+    @ivar last: when the last was.
+    @ivar clientAddress: an IPv4 address, an IPv6 network such as C{2001:db8:1:2::/64}, or L{None}
+        for UNIX clients without a name, and for the rest where too many clients came at once.
+    @ivar transport: C{tcp}, C{udp}, C{unix} or C{pipe}; L{None} where several are in one.
+    @ivar networkType: C{ipv4} or C{ipv6}; L{None} for others, and where several are in one.
+    """
+
+    count: int
+    first: float
+    last: float
+    clientAddress: str | None
+    transport: str | None
+    networkType: str | None
+
+    def fields(self) -> dict[str, str | int]:
+        """Return what is known under the names of the connection log."""
+        fields: dict[str, str | int | None] = {
+            "timestamp": timestamp(time()),
+            "message": SUMMARIZED,
+            "count": self.count,
+            "timestamp.first": timestamp(self.first),
+            "timestamp.last": timestamp(self.last),
+            "network.transport": self.transport,
+            "network.type": self.networkType,
+            "client.address": self.clientAddress,
+        }
+        return {name: value for name, value in fields.items() if value is not None}
+
+    def json(self, numbered: str = "") -> str:
+        """
+        Return the fields as one line of ASCII JSON, without its end.
+
+        @param numbered: JSON members to put behind the message, each with a comma and a space.
+        """
+        return numberedJSON(self.fields(), numbered)
+
+    def __str__(self) -> str:
+        """Return the message, the count, the client and the time, as one line of ASCII."""
+        text = f"{SUMMARIZED}: {self.count}"
+        if self.clientAddress is not None or self.transport in ("unix", "pipe"):
+            where = self.clientAddress or f"{self.transport}:"
+            text += f" from {where.encode('ascii', 'backslashreplace').decode('ascii')}"
+        return f"{text} in {ceil(self.last - self.first) or 1} s"
+
+
+def numberedJSON(fields: dict[str, str | int], numbered: str) -> str:
+    """Return fields as JSON, with further members put behind the message, which is second."""
+    text = dumps(fields)
+    end = text.index('", "', text.index('"message": "')) + 3
+    return f"{text[:end]}{numbered}{text[end:]}"
 
 
 def timestamp(seconds: float) -> str:
@@ -103,23 +202,31 @@ def unmapped(address: IAddress) -> IAddress:
     return address
 
 
+@lru_cache(maxsize=1000)
+def subnet(host: str) -> str:
+    """Return the /64 network of an IPv6 address, whose addresses are mostly one client's."""
+    prefix = inet_pton(AF_INET6, host.partition("%")[0])[:8]
+    return f"{inet_ntop(AF_INET6, prefix + bytes(8))}/64"
+
+
 def addressText(address: IAddress) -> str:
-    """Return an address as text: C{host:port}, C{[host]:port}, C{unix:path} or C{pipe:}."""
-    host, port = _hostAndPort(address)
+    """Return an address as ASCII: C{host:port}, C{[host]:port}, C{unix:path} or C{pipe:}."""
+    host, port = hostAndPort(address)
     if port is None:
-        return f"{_network(address)[0]}:{host or ''}"
+        text = f"{network(address)[0]}:{host or ''}"
+        # A log in another encoding than UTF-8 would drop the whole line.
+        return text.encode("ascii", "backslashreplace").decode("ascii")
     return f"[{host}]:{port}" if isinstance(address, IPv6Address) else f"{host}:{port}"
 
 
-def _network(address: IAddress) -> tuple[str, str | None]:
+def network(address: IAddress) -> tuple[str, str | None]:
     """Return the C{network.transport} and C{network.type} of an address."""
     if isinstance(address, (IPv4Address, IPv6Address)):
         return address.type.lower(), "ipv4" if isinstance(address, IPv4Address) else "ipv6"
-    # PipeAddress is a pipe, UNIXAddress is unix; importing the former needs pywin32 on Windows.
-    return type(address).__name__.removesuffix("Address").lower(), None
+    return "unix" if isinstance(address, UNIXAddress) else "pipe", None
 
 
-def _hostAndPort(address: IAddress) -> tuple[str | None, int | None]:
+def hostAndPort(address: IAddress | None) -> tuple[str | None, int | None]:
     """Return the C{address} and C{port} of an address, each L{None} where there is none."""
     if isinstance(address, (IPv4Address, IPv6Address)):
         return printable(address.host), address.port
@@ -131,7 +238,7 @@ def _hostAndPort(address: IAddress) -> tuple[str | None, int | None]:
 
 
 def printable(text: str) -> str:
-    """Escape, as Python's literals do, what could end a line, hide, or reorder what is shown."""
+    """Escape backslashes and non-printable characters, so that peers cannot forge log lines."""
     if text.isprintable() and "\\" not in text:
         return text
     return "".join(

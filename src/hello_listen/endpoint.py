@@ -7,112 +7,134 @@ import re
 import socket
 from contextlib import suppress
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
+from twisted.internet import tcp
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.endpoints import AdoptedStreamServerEndpoint, serverFromString
 from twisted.internet.error import CannotListenError
-from twisted.internet.interfaces import IListeningPort
+from twisted.internet.interfaces import (
+    IAddress,
+    IListeningPort,
+    IReactorFDSet,
+    IReactorSocket,
+    IStreamServerEndpoint,
+)
+from twisted.internet.protocol import Factory
+from twisted.python.failure import Failure
+from zope.interface import implementer
 
+from hello_listen.accepting import HelloPort, takeOver
 from hello_listen.connection import printable
-from hello_listen.port import drain, hangUpInPlace
 from hello_listen.protocol import HelloFactory
+from hello_listen.proxied import ProxiedFactory
 
 BACKLOG = 2**31 - 1
 """More than any system's longest accept queue, which a longer one is cut to."""
 
 
-class ListenError(Exception):
-    """An endpoint cannot be listened on; the message gives the reason, then the endpoint."""
+class ListenError(CannotListenError):
+    """
+    An endpoint cannot be listened on; the text gives the reason, then the endpoint.
 
-    # A daemonizing twistd shows 98 bytes of this class's full name and its message.
+    @ivar port: the endpoint's description.
+    @ivar socketError: the reason.
+    """
+
+    # A daemonizing twistd shows 98 bytes of this class's full name and its text.
     __module__ = "hello_listen"
 
+    def __str__(self) -> str:
+        """Return the reason and the endpoint."""
+        return f"{self.socketError}: {self.port!r}"
 
-class Endpoint:
+
+@implementer(IStreamServerEndpoint)
+class HelloEndpoint:
     """
-    Where to listen, and how.
+    An endpoint on which every client is recorded as who it is.
 
-    @ivar description: what was asked for.
+    Beyond what Twisted's own endpoints do: C{haproxy:} reports no connection before the PROXY
+    header has named the client, the accept queue is as long as the system allows, no client is
+    dropped when descriptors run out, and those in the queue are served when the port stops.
+
+    @ivar description: the description it was made from.
     """
 
-    def __init__(self, description: str, reactor: Any) -> None:
+    def __init__(self, reactor: Any, description: str) -> None:
         """
-        Parse a description as L{serverFromString} does, but say in words what is wrong.
+        Parse a description. Key and certificate files are read here; nothing is bound.
 
-        C{haproxy:} is read here: Twisted's own tells of a connection before it has read the header.
-
-        @param description: a server endpoint description.
         @param reactor: what to listen with.
+        @param description: a server endpoint description, as
+            L{twisted.internet.endpoints.serverFromString} takes it.
 
         @raise ValueError: it cannot be understood; the message quotes it and names the reason.
         """
         self.description = description
         self._reactor = reactor
+        # Twisted's haproxy: tells of a connection before it has read the header.
         inner = re.sub("^haproxy(:|$)", "", description, flags=re.I)
-        self._proxied = inner != description
+        prefix = description.removesuffix(inner)
+        self._proxied = bool(prefix)
         try:
-            if self._proxied:
-                _require("proxyprotocol", "proxy")
-            if re.match("(ssl|tls):", inner, re.I):
-                _require("OpenSSL", "tls")
             if re.match("haproxy(:|$)", inner, re.I):
                 raise ValueError("one PROXY header is expected, not two")
             if re.match("unix:(:|$)", inner):
                 raise ValueError("missing: 'address'")
+            if re.match("(ssl|tls):", inner, re.I):
+                _requireTLS()
             self._endpoint = _parse(inner, reactor)
+            if re.match("tls:", inner, re.I):
+                _checkCertificates(inner)
         except Exception as error:
-            raise ValueError(f"{description!r}: {printable(_parseReason(error))}") from error
+            reason = printable(_parseReason(error, inner)) + _hint(prefix, inner, reactor)
+            raise ValueError(f"{description!r}: {reason}") from error
 
-    def listen(self, factory: HelloFactory) -> Deferred[Any]:
+    def listen(self, factory: Any) -> Deferred[Any]:
         """
         Bind the endpoint.
 
-        @param factory: what serves it.
+        @param factory: a L{HelloFactory}; without C{haproxy:}, any L{IProtocolFactory} will do.
 
-        @return: a L{Deferred} that fires with a port, or fails with a L{ListenError}.
+        @return: a L{Deferred} that fires with an L{IListeningPort}, or fails with a
+            L{ListenError}.
+
+        @raise TypeError: C{haproxy:} names the client to a L{HelloFactory} only.
         """
-        return maybeDeferred(self._listen, factory).addCallbacks(hangUpInPlace, self._fail)
+        hello = factory if isinstance(factory, HelloFactory) else None
+        if self._proxied and hello is None:
+            raise TypeError(f"{self.description!r} needs a HelloFactory, not {factory!r}")
+        serving = ProxiedFactory(hello, self._reactor) if self._proxied and hello else factory
+        listening = maybeDeferred(self._listen, serving, hello)
+        return listening.addCallbacks(self._takeOver, self._fail, (serving, hello))
 
-    def release(self, port: Any, drained: bool) -> Any:
-        """
-        Stop listening.
+    def _listen(self, serving: Any, hello: HelloFactory | None) -> Any:
+        """Listen with Twisted's endpoint, or on a socket that was inherited."""
+        endpoint = self._endpoint
+        if not isinstance(endpoint, AdoptedStreamServerEndpoint):
+            return endpoint.listen(serving)
+        # A description may be mistaken about the family. The socket stays open for a restart.
+        listener = socket.socket(fileno=os.dup(endpoint.fileno))
+        port = HelloPort(listener, serving, hello, self._reactor)
+        port.startListening()
+        return port
 
-        @param port: what L{listen} gave.
-        @param drained: whether those in the accept queue are served before; an inherited queue
-            keeps them.
+    def _takeOver(self, port: Any, serving: Any, hello: HelloFactory | None) -> Any:
+        """Return what accepts in the place of Twisted's port, where there is something to do so."""
+        if not IListeningPort.providedBy(port):
+            return _StandardIOPort(port, serving)
+        able = IReactorFDSet.providedBy(self._reactor) and IReactorSocket.providedBy(self._reactor)
+        if not able or not isinstance(port, tcp.Port):
+            return port
+        port = takeOver(port, hello, self._reactor)
+        port.startListening()
+        return port
 
-        @return: a L{Deferred} that fires when the port is closed, or L{None}.
-        """
-        if not IListeningPort.providedBy(port):  # Standard I/O, or an attempt that failed.
-            self._serving.stopFactory()
-            return None
-        if not drained or isinstance(self._endpoint, AdoptedStreamServerEndpoint):
-            return port.stopListening()
-        return Deferred.fromCoroutine(drain(port)).addCallback(lambda _: port.stopListening())
-
-    def _listen(self, factory: HelloFactory) -> Any:
-        """Listen, with what the endpoint and its factory need between them."""
-        self._serving: Any = factory
-        if self._proxied:
-            from hello_listen.proxied import ProxiedFactory
-
-            self._serving = ProxiedFactory(factory, self._reactor)
-        endpoint: Any = self._endpoint
-        if isinstance(endpoint, AdoptedStreamServerEndpoint):
-            # A description may be mistaken about what is inherited; it stays open for a restart.
-            listener = socket.socket(fileno=os.dup(endpoint.fileno))
-            endpoint.addressFamily = listener.family
-            if listener.family == getattr(socket, "AF_UNIX", None):
-                from hello_listen.inherited import InheritedUNIXPort
-
-                return InheritedUNIXPort(listener, self._serving, self._reactor)
-            listener.close()
-        return endpoint.listen(self._serving)
-
-    def _fail(self, failure: Any) -> Any:
+    def _fail(self, failure: Failure) -> Any:
         """Raise why the endpoint cannot be bound, leaving nothing of the attempt behind."""
-        error = failure.value
+        error: Any = failure.value
         if isinstance(error, CancelledError):
             return failure
         if isinstance(error, CannotListenError):
@@ -120,25 +142,60 @@ class Endpoint:
                 _removeLock(error.port + b".lock")
             error = error.socketError
         reason = getattr(error, "strerror", None) or str(error).rstrip(".") or type(error).__name__
-        raise ListenError(f"{printable(reason)}: {self.description!r}") from failure.value
+        raise ListenError(None, self.description, printable(reason)) from failure.value
+
+
+@implementer(IListeningPort)
+class _StandardIOPort:
+    """What C{stdio:} gives instead of a port: one connection, which was there from the start."""
+
+    def __init__(self, transport: Any, factory: Factory) -> None:
+        """Hold the transport, and start the factory, as a port does."""
+        self._transport = transport
+        self._factory = factory
+        factory.doStart()
+
+    def startListening(self) -> None:
+        """Do nothing: the connection was made already."""
+
+    def getHost(self) -> IAddress:
+        """Return the address of a pipe."""
+        host: IAddress = self._transport.getHost()
+        return host
+
+    def stopListening(self) -> None:
+        """Stop the factory: a connection that still waits for its header is recorded."""
+        self._factory.doStop()
 
 
 def _parse(description: str, reactor: Any) -> Any:
     """Return an endpoint, with the longest accept queue unless the description gives a length."""
     kind, colon, arguments = description.partition(":")
     if kind.lower() in ("tcp", "tcp6", "unix", "ssl", "tls"):
-        # Of two keywords that are the same, the last counts. Twisted's own default is 50.
+        # Twisted keeps the last of repeated keywords, so the user's backlog= wins.
         with suppress(Exception):
             return serverFromString(reactor, f"{kind}:backlog={BACKLOG}{colon}{arguments}")
     return serverFromString(reactor, description)
 
 
-def _require(module: str, extra: str) -> None:
-    """Import an optional dependency, or raise a L{ValueError} that says what to install."""
+def _requireTLS() -> None:
+    """Import what TLS needs, or raise a L{ValueError} that says what to install."""
     try:
-        import_module(module)
+        import_module("OpenSSL")
     except ImportError as error:
-        raise ValueError(f"{error}: pip install 'hello-listen[{extra}]'") from error
+        raise ValueError(f"{error}: pip install 'twisted[tls]'") from error
+
+
+def _checkCertificates(description: str) -> None:
+    """Raise a L{ValueError} unless a C{tls:} endpoint has a certificate to show."""
+    arguments = re.split(r"(?<!\\):", description)[1:]
+    named = next(each for each in arguments if re.match(r"path=|(?!\w+=)", each))
+    path = Path(re.sub(r"\\(.)", r"\1", named.removeprefix("path=")))
+    if not path.exists():
+        raise FileNotFoundError(2, os.strerror(2), str(path))
+    files = [path] if path.is_file() else sorted(path.rglob("*.pem"))
+    if not any(b"-----BEGIN CERTIFICATE" in file.read_bytes() for file in files):
+        raise ValueError(f"no certificate in any .pem file: {str(path)!r}")
 
 
 # What the parsers let through from Python, and what a person would call it.
@@ -153,9 +210,9 @@ _WORDS = (
 )
 
 
-def _parseReason(error: Exception) -> str:
+def _parseReason(error: Exception, description: str) -> str:
     """Return in words why a description cannot be parsed."""
-    if isinstance(error, LookupError):
+    if isinstance(error, LookupError) and re.match("systemd:", description, re.I):
         return "no such socket was inherited (systemd passes them, see sd_listen_fds(3))"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename!r}"
@@ -163,6 +220,28 @@ def _parseReason(error: Exception) -> str:
         if re.fullmatch(pattern, str(error), re.DOTALL):
             return re.sub(pattern, words, str(error), flags=re.DOTALL)
     return str(error) or type(error).__name__
+
+
+def _hint(prefix: str, description: str, reactor: Any) -> str:
+    """Return what may have been meant instead, as a question, if it can be parsed."""
+    kind, colon, arguments = description.partition(":")
+    unescaped = r"interface=([^\\]*?)(?=:\w+=|$)"
+    guess = f"{kind.lower()}{colon}{re.sub(unescaped, _escapedInterface, arguments)}"
+    address = re.fullmatch(r"(?:([\d.]+|localhost):|\[([\da-f:.]+)\]:)?(\d+)", description, re.I)
+    if address:
+        v4, v6, port = address.groups()
+        guess = f"tcp6:{port}:" if v6 else f"tcp:{port}:" if v4 else f"tcp:{port}"
+        guess += re.sub("(.+)", _escapedInterface, v4 or v6 or "")
+    if guess != description and guess.isprintable():
+        with suppress(Exception):
+            _parse(guess, reactor)
+            return f"; did you mean '{prefix}{guess}'?"
+    return ""
+
+
+def _escapedInterface(host: re.Match[str]) -> str:
+    """Return an interface argument, with the colons of an IPv6 address escaped."""
+    return "interface=" + host[1].replace(":", r"\:")
 
 
 def _removeLock(path: bytes) -> None:

@@ -1,22 +1,32 @@
-"""The protocol that hangs up at once, and the factory that says who it was."""
+"""The protocol that hangs up at once, and the factory that tells observers who it was."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from time import time
+from typing import TYPE_CHECKING
 
-from twisted.internet.interfaces import IAddress, ITransport
+from twisted.internet.interfaces import IAddress, IDelayedCall, ITransport
 from twisted.internet.protocol import Protocol, ServerFactory
 from twisted.logger import Logger
 
-from hello_listen.connection import Connection, unmapped
+from hello_listen.connection import Connection, Summary, unmapped
+
+if TYPE_CHECKING:
+    from hello_listen.proxied import ProxiedProtocol
 
 _log = Logger(namespace="hello_listen")
 
 
-def logConnection(connection: Connection) -> None:
-    """Log a connection at info: its line as the text, its fields beside it in the event."""
-    _log.info("{text}", text=str(connection), **connection.fields())
+def logConnection(connection: Connection | Summary) -> None:
+    """
+    Log a connection at info: its text, and the L{Connection} and its fields in the event.
+
+    A L{Summary} of several is logged likewise.
+
+    Twisted's logging must have been started, as twistd and twist do and C{task.react} does not.
+    """
+    _log.info("{text}", text=str(connection), connection=connection, **connection.fields())
 
 
 class HelloProtocol(Protocol):
@@ -26,7 +36,7 @@ class HelloProtocol(Protocol):
     transport: ITransport
 
     def connectionMade(self) -> None:
-        """Report both ends of the connection, and hang up whatever comes of that."""
+        """Report both ends of the connection, and hang up even if that fails."""
         try:
             self.factory.established(self.transport.getPeer(), self.transport.getHost())
         finally:
@@ -35,23 +45,30 @@ class HelloProtocol(Protocol):
 
 class HelloFactory(ServerFactory):
     """
-    Hand each connection to an observer. One factory may serve several endpoints at once.
+    Hand each connection to observers. One factory may serve several endpoints at once.
 
+    An observer is called with each L{Connection}, in the reactor's thread: until it returns,
+    nobody else is served. What it raises is logged and goes no further. The factory closes
+    nothing; L{HelloService} closes the observers that have C{close}.
+
+    @ivar observers: who is told, in this order.
     @ivar connections: how many there were so far.
+    @ivar waiting: the connections whose PROXY header is not whole yet, oldest first, each with
+        its time limit.
     """
 
     protocol = HelloProtocol  # type: ignore[assignment] # Twisted's own example; its type is off
     noisy = False
 
-    def __init__(self, observer: Callable[[Connection], object] = logConnection) -> None:
+    def __init__(self, *observers: Callable[[Connection], object]) -> None:
         """
-        Count from 0.
+        Tell observers of connections.
 
-        @param observer: called in the reactor's thread with each L{Connection}; by default they
-            are logged through L{twisted.logger}. What it raises is logged, and goes no further.
+        @param observers: called in this order; without any, L{logConnection} is.
         """
-        self.observer = observer
+        self.observers = observers or (logConnection,)
         self.connections = 0
+        self.waiting: dict[ProxiedProtocol, IDelayedCall] = {}
 
     def established(
         self,
@@ -61,23 +78,19 @@ class HelloFactory(ServerFactory):
         error: str | None = None,
     ) -> None:
         """
-        Number a connection and hand it to the observer.
+        Count a connection and hand it to the observers.
 
         @param client: who connected.
         @param server: the address it reached.
         @param proxy: who said so, where that is not the client itself.
-        @param error: what was wrong with a PROXY header that was expected.
+        @param error: what was wrong with the connection, for C{error.type}.
         """
         self.connections += 1
         connection = Connection(
-            time(),
-            self.connections,
-            unmapped(client),
-            unmapped(server),
-            proxy and unmapped(proxy),
-            error,
+            time(), unmapped(client), unmapped(server), proxy and unmapped(proxy), error
         )
-        try:
-            self.observer(connection)
-        except Exception:
-            _log.failure("Observer failed for: {connection}", connection=str(connection))
+        for observer in self.observers:
+            try:
+                observer(connection)
+            except Exception:
+                _log.failure("Observer failed for: {connection}", connection=str(connection))

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-from socket import SOCK_DGRAM
+import socket
+import struct
 from typing import Any, Literal
 
-from proxyprotocol import ProxyProtocolIncompleteError
-from proxyprotocol.detect import ProxyProtocolDetect
-from proxyprotocol.result import is_ipv4, is_ipv6, is_unix
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
-from twisted.internet.interfaces import IAddress, ISSLTransport, ITransport
+from twisted.internet.interfaces import IAddress, ISSLTransport, ISystemHandle, ITransport
 from twisted.internet.protocol import Protocol, ServerFactory
+from twisted.protocols.policies import ProtocolWrapper
 from twisted.python.failure import Failure
 
 from hello_listen.protocol import HelloFactory
@@ -19,24 +18,29 @@ from hello_listen.protocol import HelloFactory
 TIMEOUT = 5.0
 """Seconds that a client or proxy has for its whole header."""
 
-WAITING = 256
-"""How many connections may be without their whole header at once; beyond, the oldest is let go."""
+LONGEST_V1 = 107
+"""Most bytes of a version 1 header (the specification, 2.1)."""
 
-# The specification's limits: 107 bytes for a line of version 1 (2.1), and for version 2 what every
-# receiver has to take at once (2.2).
-_LONGEST = {1: 107, 2: 536}
+LONGEST_V2 = 536
+"""Most bytes of a version 2 header, which every receiver must take at once (2.2)."""
 
-# The library takes any text that int() takes for a port, and any scope in an IPv6 address.
-_V1 = re.compile(rb"PROXY (UNKNOWN( .*)?|TCP[46]( [0-9a-fA-F:.]+){2}( (0|[1-9][0-9]*)){2})\r\n")
+_V1 = b"PROXY "
+_V2 = b"\r\n\r\n\0\r\nQUIT\n"
 
-# Byte 14 of version 2, family and transport, and the length of their addresses. The library takes
-# every other value for UNSPEC (0); a receiver must drop them.
-_V2_FAMILIES = {0x00: 0, 0x11: 12, 0x12: 12, 0x21: 36, 0x22: 36, 0x31: 216, 0x32: 216}
+_LINE = re.compile(
+    rb"PROXY (UNKNOWN( .*)?|TCP(?P<family>[46]) (?P<client>[^ ]+) (?P<server>[^ ]+)"
+    rb" (?P<clientPort>0|[1-9]\d{0,4}) (?P<serverPort>0|[1-9]\d{0,4}))\r\n"
+)
 
-# What a proxy begins with when it connects for itself, in version 2.
-_V2_LOCAL = b"\r\n\r\n\0\r\nQUIT\n\x20"
+_LOCAL, _PROXY = 0x20, 0x21
 
-_detect = ProxyProtocolDetect()
+# Byte 14 of version 2, family and transport (2.2), and the addresses and ports that follow.
+_IPV4, _IPV6, _UNIX = "!4s4sHH", "!16s16sHH", "!108s108s"
+_V2_FAMILIES = {
+    0x00: "", 0x11: _IPV4, 0x12: _IPV4, 0x21: _IPV6, 0x22: _IPV6, 0x31: _UNIX, 0x32: _UNIX,
+}  # fmt: skip
+
+Named = tuple[IAddress, IAddress]
 
 
 class ProxiedProtocol(Protocol):
@@ -46,28 +50,27 @@ class ProxiedProtocol(Protocol):
     transport: ITransport
 
     def connectionMade(self) -> None:
-        """Wait for the header, but not for ever, and not among too many."""
+        """Wait for the header, for L{TIMEOUT} seconds."""
         # They cannot be asked for once the connection is lost.
-        self._ends = self.transport.getPeer(), self.transport.getHost()
+        self._peer, self._host = self.transport.getPeer(), self.transport.getHost()
         self._data = b""
-        self._length = 8
-        self.factory.waiting[self] = self.factory.reactor.callLater(TIMEOUT, self.fail, "timeout")
-        if len(self.factory.waiting) > WAITING:
-            next(iter(self.factory.waiting)).fail("evicted")
+        self.factory.hello.waiting[self] = self.factory.reactor.callLater(
+            TIMEOUT, self.fail, "timeout"
+        )
 
     def dataReceived(self, data: bytes) -> None:
-        """Hand the parser as many bytes as it asks for: it takes no more than the header itself."""
+        """Report the connection once the header is complete or invalid."""
+        if self not in self.factory.hello.waiting:
+            return
         self._data += data
-        while self in self.factory.waiting and len(self._data) >= self._length:
-            header = self._data[: self._length]
-            try:
-                addresses = parse(header)
-            except ProxyProtocolIncompleteError as incomplete:
-                self._want(incomplete.want_read.want_bytes)
-            except Exception:  # The library raises ValueError, struct.error, and more.
-                self.fail("invalid")
-            else:
-                self._report(*addresses)
+        try:
+            named = parse(self._data)
+        except ValueError as error:
+            self.fail(str(error))
+        else:
+            if named is not None:
+                client, server = named or (self._peer, self._host)
+                self._report(client, server, proxy=self._peer)
 
     def connectionLost(self, reason: Failure | None = None) -> None:
         """Report a client that hung up before its header was whole."""
@@ -79,41 +82,45 @@ class ProxiedProtocol(Protocol):
 
         @param why: what was wrong with the header, for C{error.type}.
         """
-        if self in self.factory.waiting:
-            self._report(error=f"proxy_header_{why}")
+        if self in self.factory.hello.waiting:
+            self._report(self._peer, self._host, error=f"proxy_header_{why}")
 
-    def _want(self, more: int | None) -> None:
-        """Wait for so many bytes more, or to the line's end, unless that were too many."""
-        if more is None:
-            end = self._data.find(b"\n", self._length)
-            self._length = len(self._data) + 1 if end < 0 else end + 1
-        else:
-            self._length += more
-        if self._length > _LONGEST[2 if more else 1]:
-            self.fail("too_long")
+    def evict(self) -> bool:
+        """Hang up to free the descriptor, unless data is unread. Return whether that was done."""
+        transport: Any = self.transport
+        while isinstance(transport, ProtocolWrapper):  # TLS
+            transport = transport.transport
+        if not ISystemHandle.providedBy(transport):
+            return False
+        connection: Any = transport.getHandle()
+        try:
+            connection.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            self.fail("evicted")
+            return True
+        except OSError:
+            pass
+        return False
 
     def _report(
         self,
-        client: IAddress | None = None,
-        server: IAddress | None = None,
+        client: IAddress,
+        server: IAddress,
+        proxy: IAddress | None = None,
         error: str | None = None,
     ) -> None:
-        """Report the connection that the header names, or the socket's own, and hang up."""
-        limit = self.factory.waiting.pop(self)
+        """Report the connection, and hang up."""
+        limit = self.factory.hello.waiting.pop(self)
         if limit.active():
             limit.cancel()
         self._data = b""
-        peer, host = self._ends
-        established = self.factory.factory.established
         try:
-            if client is None or server is None:
-                established(peer, host, error=error)
-            else:
-                established(client, server, proxy=peer)
+            self.factory.hello.established(client, server, proxy, error)
         finally:
-            # TLS would wait for the peer to agree that the connection is closed.
-            if ISSLTransport.providedBy(self.transport):
-                self.transport.abortConnection()
+            # TLS would wait for the peer to agree that the connection is closed, and a
+            # descriptor that is to make room is wanted at once.
+            if ISSLTransport.providedBy(self.transport) or error == "proxy_header_evicted":
+                self.transport.abortConnection()  # type: ignore[attr-defined]
             else:
                 self.transport.loseConnection()
 
@@ -122,63 +129,106 @@ class ProxiedFactory(ServerFactory):
     """
     Stands between an endpoint and a L{HelloFactory}.
 
-    @ivar waiting: the connections without their whole header, oldest first, and their time limits.
+    @ivar hello: what is told of each connection.
+    @ivar reactor: what keeps the time.
     """
 
     protocol = ProxiedProtocol  # type: ignore[assignment]
     noisy = False
 
-    def __init__(self, factory: HelloFactory, reactor: Any) -> None:
+    def __init__(self, hello: HelloFactory, reactor: Any) -> None:
         """
-        Report to a factory.
+        Read headers for a factory.
 
-        @param factory: what is told of each connection.
+        @param hello: what is told of each connection.
         @param reactor: what keeps the time.
         """
-        self.factory = factory
+        self.hello = hello
         self.reactor = reactor
-        self.waiting: dict[ProxiedProtocol, Any] = {}
+
+    def startFactory(self) -> None:
+        """Start the factory behind."""
+        self.hello.doStart()
 
     def stopFactory(self) -> None:
-        """Report those whose header was on its way when the service stopped."""
-        for protocol in list(self.waiting):
+        """Report those whose header was on its way when the port stopped."""
+        for protocol in [p for p in self.hello.waiting if p.factory is self]:
             protocol.fail("stopped")
+        self.hello.doStop()
 
 
-def parse(header: bytes) -> tuple[IAddress, IAddress] | tuple[()]:
+def parse(data: bytes) -> Named | tuple[()] | None:
     """
-    Return the client and the server that a PROXY header names, or nothing where it names none.
+    Read the PROXY header that data begins with.
 
-    @param header: the header from its first byte; no more than its last.
+    It has to be one by
+    U{the specification<https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt>}, whose
+    sections are named below.
 
-    @raise ProxyProtocolIncompleteError: bytes are missing; C{want_read} says how many.
-    @raise Exception: it is no header by
-        U{the specification<https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt>}.
+    @param data: what a connection began with.
+
+    @return: the client and the server that the header names; C{()} where it names none; L{None}
+        while it is not whole.
+
+    @raise ValueError: C{invalid} or C{too_long}.
     """
-    if header[:13] == _V2_LOCAL and len(header) == 16 + int.from_bytes(header[14:16], "big"):
-        return ()  # Whatever else is in it has to be ignored.
+    if data.startswith(_V1):
+        return _parseV1(data)
+    if data.startswith(_V2):
+        return _parseV2(data)
+    if _V1.startswith(data) or _V2.startswith(data):
+        return None
+    raise ValueError("invalid")
+
+
+def _parseV1(data: bytes) -> Named | tuple[()] | None:
+    """Read a header of version 1: a line of text (2.1)."""
+    end = data.find(b"\n", 0, LONGEST_V1) + 1
+    if not end:
+        if len(data) >= LONGEST_V1:
+            raise ValueError("too_long")
+        return None
+    line = _LINE.fullmatch(data[:end])
+    if line is None:
+        raise ValueError("invalid")
+    if line["family"] is None:
+        return ()
+    family = socket.AF_INET if line["family"] == b"4" else socket.AF_INET6
     try:
-        result = _detect.unpack(header)
-    except UnicodeDecodeError:
-        # The library reads UNIX paths as ASCII, where the specification has any bytes. A line of
-        # version 1 is ASCII.
-        result = None
-    if header[0] == ord("P"):
-        if not _V1.fullmatch(header):
-            raise ValueError("not a line of version 1")
-    else:
-        length = _V2_FAMILIES[header[13]]
-        _checkExtensions(header[16 + length :] if length else b"")
-    if result is None or is_unix(result):
-        return _unixAddress(header[16:124]), _unixAddress(header[124:232])
-    if is_ipv4(result) or is_ipv6(result):
-        make = IPv4Address if is_ipv4(result) else IPv6Address
-        transport: Literal["TCP", "UDP"] = "UDP" if result.protocol == SOCK_DGRAM else "TCP"
         client, server = (
-            make(transport, str(host), port) for host, port in (result.source, result.dest)
+            socket.inet_pton(family, line[name].decode("ascii")) for name in ("client", "server")
         )
-        return client, server
-    return ()
+    except (OSError, ValueError):
+        raise ValueError("invalid") from None
+    ports = int(line["clientPort"]), int(line["serverPort"])
+    if max(ports) > 65535:
+        raise ValueError("invalid")
+    return _address("TCP", client, ports[0]), _address("TCP", server, ports[1])
+
+
+def _parseV2(data: bytes) -> Named | tuple[()] | None:
+    """Read a header of version 2: binary (2.2)."""
+    if len(data) < 16:
+        return None
+    command, family, length = struct.unpack("!BBH", data[12:16])
+    if command not in (_LOCAL, _PROXY) or (command == _PROXY and family not in _V2_FAMILIES):
+        raise ValueError("invalid")
+    if 16 + length > LONGEST_V2:
+        raise ValueError("too_long")
+    if len(data) < 16 + length:
+        return None
+    if command == _LOCAL or family == 0:
+        return ()  # Whatever else is in it has to be ignored.
+    layout = _V2_FAMILIES[family]
+    size = struct.calcsize(layout)
+    if length < size:
+        raise ValueError("invalid")
+    _checkExtensions(data[16 + size : 16 + length])
+    client, server, *ports = struct.unpack(layout, data[16 : 16 + size])
+    if not ports:
+        return _unixAddress(client), _unixAddress(server)
+    kind: Literal["TCP", "UDP"] = "UDP" if family & 0x0F == 2 else "TCP"
+    return _address(kind, client, ports[0]), _address(kind, server, ports[1])
 
 
 def _checkExtensions(data: bytes) -> None:
@@ -186,8 +236,15 @@ def _checkExtensions(data: bytes) -> None:
     while data:
         length = 3 + int.from_bytes(data[1:3], "big")
         if len(data) < max(3, length):
-            raise ValueError("an extension that does not fit")
+            raise ValueError("invalid")
         data = data[length:]
+
+
+def _address(kind: Literal["TCP", "UDP"], packed: bytes, port: int) -> IAddress:
+    """Return the address of 4 or 16 bytes and a port."""
+    if len(packed) == 4:
+        return IPv4Address(kind, socket.inet_ntop(socket.AF_INET, packed), port)
+    return IPv6Address(kind, socket.inet_ntop(socket.AF_INET6, packed), port)
 
 
 def _unixAddress(path: bytes) -> UNIXAddress:

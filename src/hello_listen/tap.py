@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import errno
-import signal
+import re
 import sys
 from collections.abc import Sequence
-from typing import Any
+from importlib import import_module
+from ipaddress import ip_network
+from typing import Any, NoReturn
 
+import twisted
 from twisted.application.service import IService
-from twisted.internet.defer import Deferred
-from twisted.internet.threads import deferToThreadPool
 from twisted.python.usage import Options as UsageOptions
 from twisted.python.usage import UsageError
 
+import hello_listen
 from hello_listen.connection_log import ConnectionLog
-from hello_listen.endpoint import Endpoint, ListenError
-from hello_listen.listening import HelloService
+from hello_listen.endpoint import HelloEndpoint
+from hello_listen.process import PluginService, StatusService
 from hello_listen.protocol import HelloFactory, logConnection
+from hello_listen.summaries import Summaries
 
 DEFAULT_ENDPOINT = "tcp:7878:interface=127.0.0.1"
 
@@ -30,7 +33,7 @@ class Options(UsageOptions):
 
     def __init__(self, reactor: Any = None) -> None:
         """
-        Start without endpoints.
+        Take a reactor.
 
         @param reactor: what the endpoints are parsed for; by default the global reactor.
         """
@@ -38,18 +41,17 @@ class Options(UsageOptions):
         self._reactor = reactor
         self["endpoints"] = []
         self["connection-log"] = None
+        self["per-client"] = None
+        self["summarize"] = []
+        self["status"] = None
+        self["status-hosts"] = []
 
     def opt_endpoint(self, description: str) -> None:
         """Listen here, as often as wanted [default: tcp:7878:interface=127.0.0.1]."""
-        if self._reactor is None:
-            from twisted.internet import reactor
-
-            self._reactor = reactor
         try:
-            Endpoint(description, self._reactor)
+            self["endpoints"].append(HelloEndpoint(self._getReactor(), description))
         except ValueError as error:
             raise UsageError(str(error)) from error
-        self["endpoints"].append(description)
 
     opt_e = opt_endpoint
 
@@ -61,13 +63,50 @@ class Options(UsageOptions):
 
     opt_l = opt_connection_log
 
+    def opt_per_client(self, count: str) -> None:
+        """Record at most so many connections of each client in a minute, and sum up its others."""
+        if not count.isdecimal():
+            raise UsageError(f"not a number of connections: {count!r}")
+        self["per-client"] = int(count)
+
+    def opt_summarize(self, network: str) -> None:
+        """Only sum up connections from this address or network, as often as wanted."""
+        try:
+            ip_network(network)
+        except ValueError as error:
+            raise UsageError(f"no network: {error}") from error
+        self["summarize"].append(network)
+
+    def opt_status(self, description: str) -> None:
+        """Serve a page, JSON and metrics of who connected here (needs prometheus-client)."""
+        if self["status"] is not None:
+            raise UsageError(f"there is one status endpoint: {description!r}")
+        if re.match("haproxy(:|$)", description, re.I):
+            raise UsageError(f"{description!r}: a PROXY header is of no use here")
+        try:
+            import_module("hello_listen.status")
+            self["status"] = HelloEndpoint(self._getReactor(), description)
+        except ImportError as error:
+            raise UsageError(f"{error}: pip install prometheus-client") from error
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+
+    def opt_status_host(self, name: str) -> None:
+        """A name by which browsers may reach --status; IP addresses and localhost always may."""
+        self["status-hosts"].append(name)
+
+    def opt_version(self) -> NoReturn:
+        """Display the versions of hello-listen and Twisted, and exit."""
+        print(f"hello-listen {hello_listen.__version__}, Twisted {twisted.__version__}")
+        sys.exit(0)
+
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
         """
         Parse; under twistd and twist, end the process with one line that says what is wrong.
 
         Their own reply is forty lines of help, and from twistd before Twisted 26.10 a status of 0.
 
-        @raise UsageError: nobody's subcommand is parsed.
+        @raise UsageError: bad arguments, when parsed without a parent command.
         """
         try:
             super().parseOptions(options)
@@ -84,55 +123,28 @@ class Options(UsageOptions):
     def postOptions(self) -> None:
         """Open the log, and listen on the default endpoint where none was named."""
         if not self["endpoints"]:
-            self["endpoints"].append(DEFAULT_ENDPOINT)
+            self.opt_endpoint(DEFAULT_ENDPOINT)
+        if self["status-hosts"] and self["status"] is None:
+            raise UsageError("--status-host needs --status")
         path = self["connection-log"]
         if path is None:
             return
         if path == "-" and self.parent is not None and not self.parent.get("nodaemon", True):
             raise UsageError("a process in the background has no standard output: twistd -n: '-'")
         try:
-            self["connection-log"] = ConnectionLog(path)
+            self["connection-log"] = ConnectionLog(path, reactor=self._getReactor())
         except OSError as error:
             unread = error.errno == errno.ENXIO
             reason = "nobody reads this pipe" if unread else error.strerror
             raise UsageError(f"{reason}: {path!r}") from error
 
+    def _getReactor(self) -> Any:
+        """Return the reactor; its import chooses one, which twistd's options do before."""
+        if self._reactor is None:
+            from twisted.internet import reactor
 
-class PluginService(HelloService):
-    """The service of a process that has no other: where it cannot listen, the process ends."""
-
-    def privilegedStartService(self) -> None:
-        """
-        Bind every endpoint, or see to it that the process ends with one line that says why not.
-
-        @raise ListenError: as L{HelloService.privilegedStartService} does. twistd removes its
-            pidfile and tells its parent process of an L{Exception} only.
-        """
-        try:
-            super().privilegedStartService()
-        except ListenError as error:
-            reason = f"hello-listen: {error}"
-            sys.excepthook = lambda *_: print(reason, file=sys.stderr)
-            # The reactor will not run, and so would not release what is bound already.
-            self.reactor.iterate()
-            raise
-
-    def stopService(self) -> Deferred[Any]:
-        """Release every endpoint, then write what is left of the connection log."""
-        stopped = super().stopService()
-        if isinstance(self.factory.observer, ConnectionLog):
-            close, pool = self.factory.observer.close, self.reactor.getThreadPool()
-            stopped.addCallback(lambda _: deferToThreadPool(self.reactor, pool, close))
-        return stopped
-
-    def listenFailed(self, error: ListenError) -> None:
-        """
-        End the process, with a status that is not 0, after telling the log why.
-
-        @param error: the reason.
-        """
-        super().listenFailed(error)
-        signal.raise_signal(signal.SIGTERM)
+            self._reactor = reactor
+        return self._reactor
 
 
 def makeService(options: Options, reactor: Any = None) -> IService:
@@ -142,5 +154,19 @@ def makeService(options: Options, reactor: Any = None) -> IService:
     @param options: what was parsed.
     @param reactor: what to listen with; by default the global reactor.
     """
-    factory = HelloFactory(options["connection-log"] or logConnection)
-    return PluginService(factory, *options["endpoints"], reactor=reactor)
+    log, perClient, networks = (options[n] for n in ("connection-log", "per-client", "summarize"))
+    observer = log or logConnection
+    if perClient is not None or networks:
+        observer = Summaries(observer, perClient, networks, reactor)
+    if options["status"] is None:
+        service = PluginService(HelloFactory(observer), options["endpoints"], reactor)
+    else:
+        from hello_listen.status import StatusResource, StatusSite, Tally
+
+        tally = Tally()
+        service = PluginService(HelloFactory(observer, tally), options["endpoints"], reactor)
+        resource = StatusResource(tally, service, log, options["status-hosts"])
+        site = StatusSite(resource, service.reactor)
+        service.status = StatusService(site, [options["status"]], service.reactor)
+    service.log = log
+    return service

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import signal
+import resource
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,9 +10,6 @@ from pathlib import Path
 import pytest
 
 from processes import INHERIT, SCRIPTS, Process, Start, tool
-
-# A shell starts what it puts in the background with SIGINT ignored, which what we start inherits.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
@@ -51,3 +48,24 @@ def inherit(start: Start) -> Start:
         )  # fmt: skip
 
     return startHeir
+
+
+@pytest.fixture
+def descriptors() -> Iterator[int]:
+    """Let this process have as many descriptors as it may, and return how many."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    yield hard
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.fixture
+def limited(hello: Start) -> Start:
+    """Start C{twistd -n hello-listen} that may have so many descriptors, with arguments."""
+
+    def startLimited(count: int, *arguments: object) -> Process:
+        server = hello(*arguments)
+        resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (count, count))
+        return server
+
+    return startLimited

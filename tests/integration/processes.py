@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import select
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -18,11 +22,14 @@ from twisted.internet.interfaces import IStreamServerEndpointStringParser
 from twisted.plugin import getPlugins
 
 SCRIPTS = Path(sys.executable).parent
-PATIENCE = 30.0
+PATIENCE = 60.0
 """Seconds after which something that should have happened is given up; no test asserts a time."""
 
 LOOPBACK = "tcp:0:interface=127.0.0.1"
 """An endpoint for each test: a port of its own."""
+
+REFUSALS = errno.ECONNREFUSED, errno.ENOENT
+"""What who comes after the end is told."""
 
 INHERIT = (
     "import os, sys; fd = int(sys.argv[1]); os.dup2(fd, 3); os.set_inheritable(3, True); "
@@ -32,25 +39,28 @@ INHERIT = (
 """Becomes another program, which inherits a socket as systemd passes it (sd_listen_fds(3))."""
 
 
+STREAMS = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+
+
 class Process:
     """A process whose output a test reads line by line; it is ended with the test."""
 
-    def __init__(self, arguments: list[str], folder: Path, **options: object) -> None:
+    def __init__(
+        self, arguments: list[str], folder: Path, patience: float = PATIENCE, **options: object
+    ) -> None:
         """Start it in a folder, with its output and its errors in one pipe."""
         self.folder = folder
         self.lines: list[str] = []
         self._process = subprocess.Popen(
             arguments,
             cwd=folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
             text=True,
             errors="surrogateescape",
-            **({"stdin": subprocess.DEVNULL} | options),  # type: ignore[call-overload]
+            **(STREAMS | options),  # type: ignore[call-overload]
         )
         self.pid: int = self._process.pid
         self.stdin = self._process.stdin
-        self._watchdog = threading.Timer(PATIENCE, self._process.kill)
+        self._watchdog = threading.Timer(patience, self._process.kill)
         self._watchdog.start()
 
     def expect(self, pattern: str) -> re.Match[str]:
@@ -101,14 +111,19 @@ class Process:
 Start = Callable[..., Process]
 
 
-def tool(name: str) -> str:
+def tool(name: str, mode: int = os.F_OK | os.X_OK) -> str:
     """Return the path of a program; without it the test is skipped, or fails where all must be."""
-    path = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
+    path = shutil.which(name, mode, f"{os.environ['PATH']}:/usr/sbin:/sbin")
     if path is None and os.environ.get("HELLO_LISTEN_ALL_TOOLS"):
         pytest.fail(f"{name} is not installed")
     if path is None:
         pytest.skip(f"{name} is not installed")
     return path
+
+
+def slow(*values: object) -> object:
+    """Return a case that is tested only with C{-m slow}, as CI does: others say most of it."""
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 def until(condition: Callable[[], object]) -> None:
@@ -118,6 +133,12 @@ def until(condition: Callable[[], object]) -> None:
             return
         threading.Event().wait(0.01)
     raise AssertionError("it did not come to pass")
+
+
+def untilListening(path: Path) -> None:
+    """Wait until a UNIX socket is there and listens, which is later."""
+    listening = re.compile(rf": \w+ \w+ 00010000 .* {re.escape(str(path))}$", re.MULTILINE)
+    until(lambda: listening.search(Path("/proc/net/unix").read_text(errors="replace")))
 
 
 def makeCertificate(folder: Path) -> str:
@@ -131,10 +152,15 @@ def makeCertificate(folder: Path) -> str:
     return (folder / "key").read_text() + (folder / "crt").read_text()
 
 
+def isKnown(endpoint: str) -> bool:
+    """Say whether Twisted has such an endpoint: older ones have no C{tls:}."""
+    parsers = getPlugins(IStreamServerEndpointStringParser)
+    return not endpoint.startswith("tls:") or "tls" in [parser.prefix for parser in parsers]
+
+
 def needTLS(endpoint: str) -> None:
     """Skip the test where a C{tls:} endpoint is needed, and Twisted has none."""
-    parsers = getPlugins(IStreamServerEndpointStringParser)
-    if endpoint.startswith("tls:") and "tls" not in [parser.prefix for parser in parsers]:
+    if not isKnown(endpoint):
         pytest.skip("tls: endpoints came with Twisted 26.4")
 
 
@@ -166,11 +192,110 @@ def freePort(host: str = "127.0.0.1") -> int:
         return port
 
 
+def listens(port: int) -> bool:
+    """Say whether somebody listens there."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def addressOf(server: Process) -> tuple[str, int] | str:
+    """Read until the next endpoint listens, and return its address."""
+    unix, host, port = server.expect(r"Listening on (?:unix:(.*)|\[?(.*?)\]?:(\d+))$").groups()
+    return str(server.folder / unix) if unix else (host, int(port))
+
+
+def familyOf(address: tuple[str, int] | str) -> socket.AddressFamily:
+    """Return the address family of a socket's name."""
+    if isinstance(address, str):
+        return socket.AF_UNIX
+    return socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+
+
+def connecting(address: tuple[str, int] | str) -> tuple[socket.socket, int]:
+    """Return a client that waits for nothing, and the errno of its connect(2)."""
+    client = socket.socket(familyOf(address))
+    client.setblocking(False)
+    return client, client.connect_ex(address)
+
+
+def silent(stack: ExitStack, address: tuple[str, int] | str, count: int) -> None:
+    """Connect so many clients that send nothing, and keep them until the stack ends."""
+    for _ in range(count):
+        client, _ = connecting(address)
+        stack.enter_context(client)
+
+
+def load(
+    address: tuple[str, int] | str,
+    total: int,
+    width: int,
+    *,
+    data: Callable[[int], bytes] | None = None,
+    paused: int = 0,
+    after: int = 0,
+    pid: int = 0,
+) -> Counter[str]:
+    """
+    Connect so many clients, so many of them at once, and count how they ended.
+
+    The first that is refused is the last.
+
+    @param data: what each sends, by its number from 1 on.
+    @param paused: a process that sees none of the first clients before all of them have sent that.
+    @param after: the number of ended clients after which a process is told to end.
+    @param pid: that process.
+    @return: C{ended} cleanly, C{hangs} without another event, or an error's name.
+    """
+    poll, clients, started = select.epoll(), dict[int, tuple[int, socket.socket]](), 0
+    ends: Counter[str] = Counter()
+    if paused:
+        os.kill(paused, signal.SIGSTOP)
+    while started < total or clients:
+        while len(clients) < width and started < total:
+            started += 1
+            client, error = connecting(address)
+            if error not in (0, errno.EINPROGRESS):
+                ends[errno.errorcode[error]] += 1
+                client.close()
+                total = started if error in REFUSALS else total
+                continue
+            clients[client.fileno()] = started, client
+            poll.register(client, select.EPOLLOUT if data else select.EPOLLIN | select.EPOLLRDHUP)
+        ready = poll.poll(0 if paused else PATIENCE)
+        if paused and not ready:
+            os.kill(paused, signal.SIGCONT)
+            paused = 0
+        elif clients and not ready:
+            ends["hangs"] += len(clients)
+            break
+        for descriptor, event in ready:
+            number, client = clients[descriptor]
+            try:
+                if data and event == select.EPOLLOUT:
+                    client.sendall(data(number))
+                    poll.modify(client, select.EPOLLIN | select.EPOLLRDHUP)
+                    continue
+                client.recv(100)
+                ends["ended"] += 1
+            except OSError as error:
+                ends[errno.errorcode[error.errno or 0]] += 1
+                total = started if error.errno in REFUSALS else total
+            # A program that is just being started holds a copy, which would be heard of for ever.
+            poll.unregister(client)
+            client.close()
+            del clients[descriptor]
+        if pid and ends["ended"] >= after:
+            os.kill(pid, signal.SIGTERM)
+            pid = 0
+    poll.close()
+    for _, client in clients.values():
+        client.close()
+    return ends
+
+
 def untilEnd(address: tuple[str, int] | str, source: str | None = None) -> tuple[str, bytes]:
     """Connect, and return the client's own name and what it read until the clean end."""
-    family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
-    if isinstance(address, tuple) and ":" in address[0]:
-        family = socket.AF_INET6
+    family = familyOf(address)
     with socket.socket(family) as client:
         client.settimeout(PATIENCE)
         if source is not None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from processes import SCRIPTS, Start, run, tool, until
+from processes import SCRIPTS, Start, makeCertificate, needTLS, run, slow, tool, until
 
 pytestmark = pytest.mark.unix
 
@@ -61,10 +61,11 @@ CASES += [
 ]
 
 
-@pytest.mark.parametrize("how", ["twistd -n", "twist", "twistd"])
-def test_errors(tmp_path: Path, how: str) -> None:
+@pytest.mark.parametrize("part", [0, *map(slow, range(1, 4))])
+@pytest.mark.parametrize("how", ["twistd -n", slow("twist"), "twistd"])
+def test_errors(tmp_path: Path, how: str, part: int) -> None:
     """The last line names what is wrong; no traceback, no status 0, no file is left."""
-    cases = [(arguments, named) for way, arguments, named in CASES if way == how]
+    cases = [(arguments, named) for way, arguments, named in CASES if way == how][part::4]
     folders = [tmp_path / str(number) for number in range(len(cases))]
     with ThreadPoolExecutor(4) as pool:
         checks = [
@@ -110,6 +111,30 @@ def test_inherited_socket_of_another_name(inherit: Start) -> None:
         assert "no such socket was inherited" in ended.lines[-1]
 
 
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("missing", "No such file or directory: 'missing'"),
+        slow("empty", "no certificate in any .pem file: 'empty'"),
+        ("keys", "no certificate in any .pem file: 'keys'"),
+        slow("keys/key.pem", "no certificate in any .pem file: 'keys/key.pem'"),
+    ],
+)
+@pytest.mark.parametrize("prefix", ["", slow("haproxy:")])
+def test_tls_without_a_certificate(tmp_path: Path, prefix: str, path: str, reason: str) -> None:
+    """A tls: endpoint that has no certificate to show is refused at the start."""
+    needTLS("tls:")
+    for folder in ("empty", "keys"):
+        (tmp_path / folder).mkdir()
+    makeCertificate(tmp_path)
+    (tmp_path / "key").rename(tmp_path / "keys" / "key.pem")
+    endpoint = f"{prefix}tls:{path}:0:interface=127.0.0.1"
+    command = SCRIPTS / "twistd", "-n", "--pidfile=", "hello-listen", "-e", endpoint
+    ended = run(*command, cwd=tmp_path)
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines() == [f"hello-listen: '{endpoint}': {reason}"]
+
+
 def test_tls_without_pyopenssl(tmp_path: Path) -> None:
     """Without pyOpenSSL, an ssl: endpoint says what to install."""
     (tmp_path / "OpenSSL.py").write_text("raise ImportError(\"No module named 'OpenSSL'\")")
@@ -120,7 +145,7 @@ def test_tls_without_pyopenssl(tmp_path: Path) -> None:
         )  # fmt: skip
         assert ended.returncode == 1
         last = (ended.stdout + ended.stderr).splitlines()[-1]
-        assert last.endswith("No module named 'OpenSSL': pip install 'hello-listen[tls]'")
+        assert last.endswith("No module named 'OpenSSL': pip install 'twisted[tls]'")
         assert [path.name for path in tmp_path.iterdir()] == ["OpenSSL.py"]
 
 

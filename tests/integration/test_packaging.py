@@ -24,6 +24,7 @@ def succeed(*arguments: object, cwd: Path) -> str:
     return ended.stdout
 
 
+@pytest.mark.slow
 def test_every_way_to_install(tmp_path: Path) -> None:
     """Wheel, sdist and editable install bring the plugin; uninstalling leaves Twisted whole."""
     venv.create(tmp_path / "venv")
@@ -34,7 +35,8 @@ def test_every_way_to_install(tmp_path: Path) -> None:
     [wheel], [sdist] = (tmp_path / "dist").glob("*.whl"), (tmp_path / "dist").glob("*.tar.gz")
 
     files = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    source = (path for path in (ROOT / "src").rglob("*.*") if path.suffix in (".py", ".typed"))
+    kinds = (".css", ".js", ".py", ".svg", ".typed", ".xml")
+    source = (path for path in (ROOT / "src").rglob("*.*") if path.suffix in kinds)
     assert files == {PLUGIN, *(path.relative_to(ROOT / "src").as_posix() for path in source)}
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import re
+import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from processes import SCRIPTS, Start, makeCertificate, needTLS, run, tool, untilEnd
+from processes import (
+    PATIENCE,
+    SCRIPTS,
+    Start,
+    addressOf,
+    familyOf,
+    isKnown,
+    makeCertificate,
+    run,
+    tool,
+    untilEnd,
+)
 
 pytestmark = pytest.mark.unix
 README = (Path(__file__).parents[2] / "README.md").read_text()
@@ -36,66 +49,83 @@ def test_the_two_commands() -> None:
 ENDPOINTS = re.findall(r"^\| .+ \| `([a-z0-9]+:[^`]*)` \|$", README, re.MULTILINE)
 
 
-@pytest.mark.parametrize("endpoint", ENDPOINTS)
-def test_endpoint(start: Start, hello: Start, tmp_path: Path, endpoint: str) -> None:
+def test_endpoints(start: Start, hello: Start, tmp_path: Path) -> None:
     """Each endpoint of the table is understood and served."""
     assert len(ENDPOINTS) >= 10
-    needTLS(endpoint)
-    if "server.pem" in endpoint or "certificates" in endpoint:
-        (tmp_path / "certificates").mkdir()
-        pem = makeCertificate(tmp_path)
-        (tmp_path / "server.pem").write_text(pem)
-        (tmp_path / "certificates" / "localhost.pem").write_text(pem)
-    if endpoint.startswith("systemd:"):
-        server = start(
-            "systemd-socket-activate", f"--listen={tmp_path}/s", "--fdname=hello",
-            SCRIPTS / "twistd", "-n", "--pidfile=", "hello-listen",
-            "-e", endpoint.replace("INET", "UNIX"),
-        )  # fmt: skip
-        server.expect("Listening on")
-        untilEnd(f"{tmp_path}/s")
-    else:
-        server = hello("-e", re.sub("787[89]", "0", endpoint))
-        if endpoint.startswith("unix:"):
-            server.expect("Listening on unix:hello.sock")
-            untilEnd(str(tmp_path / "hello.sock"))
-        elif not endpoint.startswith("stdio:"):
-            port = server.port()
-            host = "[::1]" if r"\:\:1" in endpoint else "127.0.0.1"
-            header = r"printf 'PROXY UNKNOWN\r\n'" if "haproxy:" in endpoint else "true"
-            run("sh", "-c", f"{header} | {tool('socat')} - TCP:{host}:{port}")
+    pem = makeCertificate(tmp_path)
+    (tmp_path / "certificates").mkdir()
+    (tmp_path / "server.pem").write_text(pem)
+    (tmp_path / "certificates" / "localhost.pem").write_text(pem)
+    others = [
+        endpoint
+        for endpoint in ENDPOINTS
+        if not endpoint.startswith(("systemd:", "stdio:")) and isKnown(endpoint)
+    ]
+    arguments = [part for each in others for part in ("-e", re.sub("787[89]", "0", each))]
+    server = hello(*arguments, "-e", "stdio:")
+    addresses = [addressOf(server) for _ in others]
+    server.connections(1)
+    for endpoint, address in zip(others, addresses, strict=True):
+        with socket.socket(familyOf(address)) as client:
+            client.settimeout(PATIENCE)
+            client.connect(address)
+            if "haproxy:" in endpoint:
+                client.sendall(b"PROXY UNKNOWN\r\n")
+            with suppress(ConnectionResetError):  # As TLS connections end.
+                assert client.recv(1) == b""
+    assert len(server.connections(len(others))) == len(others)
+    assert "Traceback" not in server.stop()
+
+
+def test_systemd_endpoint(start: Start, tmp_path: Path) -> None:
+    """A socket that systemd passes is served as well."""
+    [endpoint] = [each for each in ENDPOINTS if each.startswith("systemd:")]
+    server = start(
+        "systemd-socket-activate", f"--listen={tmp_path}/s", "--fdname=hello",
+        SCRIPTS / "twistd", "-n", "--pidfile=", "hello-listen",
+        "-e", endpoint.replace("INET", "UNIX"),
+    )  # fmt: skip
+    server.expect("Listening on")
+    untilEnd(f"{tmp_path}/s")
     server.connections(1)
     assert "Traceback" not in server.stop()
 
 
+def program(part: str) -> str:
+    """Return the README's Python program that has a part in it, on free ports."""
+    [found] = [block for block in blocks("python") if part in block]
+    return onFreePorts(found)
+
+
 def test_embedding_program(start: Start, tmp_path: Path) -> None:
     """The program runs as it is, and prints who connected."""
-    program = onFreePorts(blocks("python")[0]).replace(", 60)", ", 0.5)")
     log = "import sys; from twisted.python import log; log.startLogging(sys.stdout, setStdout=0)"
-    (tmp_path / "program.py").write_text(f"{log}\n{program}")
+    future, _, rest = program("task.react").replace(", 60)", ", 0.5)").partition("\n")
+    (tmp_path / "program.py").write_text(f"{future}\n{log}\n{rest}")
     server = start(sys.executable, "-u", "program.py")
-    untilEnd(("127.0.0.1", int(server.expect(r"starting on (\d+)")[1])))
-    server.expect("^127.0.0.1$")
+    name, _ = untilEnd(("127.0.0.1", int(server.expect(r"starting on (\d+)")[1])))
+    server.expect(f"^{name.replace(':', ' ')}$")
     server.expect("^1 connections in a minute$")
     assert server.wait() == 0
 
 
 def test_tac(start: Start, tmp_path: Path) -> None:
-    """The .tac file is served by twistd."""
-    (tmp_path / "hello.tac").write_text(onFreePorts(blocks("python")[1]))
+    """The .tac file is served by twistd, and its log is whole."""
+    (tmp_path / "hello.tac").write_text(program("logConnection"))
     server = start("twistd", "--pidfile=", "-ny", "hello.tac")
     port = server.port()
     server.expect("Listening on unix:hello.sock")
     name, _ = untilEnd(("127.0.0.1", port))
     untilEnd(f"{tmp_path}/hello.sock")
     assert server.connections(2) == [f"{name} -> 127.0.0.1:{port}", "unix: -> unix:hello.sock"]
-    assert "Stopped. Connections: 2" in server.stop()
+    assert "Connections: 2, recorded: 2, summarized: 0, lost: 0" in server.stop()
+    assert len((tmp_path / "connections.jsonl").read_text().splitlines()) == 4
 
 
 def test_systemd_units(tmp_path: Path) -> None:
     """Systemd finds nothing wrong with the units, and the service well contained."""
     analyze = tool("systemd-analyze")
-    socket, service, forService, forSocket = blocks("ini")
+    socket, service, forService, forSocket = blocks("ini")[:4]
     service = service.replace("/opt/hello-listen/bin", str(SCRIPTS))
     alone = {"hello-listen.socket": socket, "hello-listen.service": service}
     several = {

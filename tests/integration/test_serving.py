@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from logs import counted, recorded
 from processes import (
     LOOPBACK,
     PATIENCE,
@@ -20,6 +21,7 @@ from processes import (
     makeCertificate,
     needTLS,
     run,
+    slow,
     tool,
     untilEnd,
 )
@@ -27,7 +29,7 @@ from processes import (
 pytestmark = pytest.mark.unix
 
 
-@pytest.mark.parametrize("reactor", ["default", "asyncio", "poll", "select"])
+@pytest.mark.parametrize("reactor", ["default", "asyncio", slow("poll"), slow("select")])
 def test_logs_and_drops(start: Start, reactor: str) -> None:
     """Each reactor logs who connected, and ends the stream cleanly and without a word."""
     choice = [] if reactor == "default" else [f"--reactor={reactor}"]
@@ -189,7 +191,7 @@ def test_curl(hello: Start) -> None:
 @pytest.mark.parametrize(
     "client",
     [
-        ["nc", "-d", "127.0.0.1", "{}"],
+        ["nc", "127.0.0.1", "{}"],
         ["socat", "-u", "TCP:127.0.0.1:{}", "STDOUT"],
         ["ncat", "--recv-only", "127.0.0.1", "{}"],
     ],
@@ -241,6 +243,25 @@ def test_tls(hello: Start, certificate: Path, endpoint: str) -> None:
     [line] = server.connections(1)
     assert line.endswith(f" -> {host}:{port}")
     assert "Traceback" not in server.stop()
+
+
+@pytest.mark.parametrize("prefix", ["", "haproxy:"])
+def test_parameters_that_cannot_be_used(
+    hello: Start, certificate: Path, tmp_path: Path, prefix: str
+) -> None:
+    """Where TLS cannot begin, each client is let go, and its record says that it was not served."""
+    (tmp_path / "dh.pem").write_bytes(b"-----BEGIN DH PARAMETERS-----\nAAAA\n")
+    key = f"privateKey={certificate}/server.pem"
+    server = hello(
+        "-l", "log", "-e", f"{prefix}ssl:0:interface=127.0.0.1:{key}:dhParameters=dh.pem"
+    )
+    name, data = untilEnd(("127.0.0.1", server.port()))
+    assert data == b""
+    output = server.stop()
+    [record] = recorded(tmp_path / "log")
+    assert f"{record['client.address']}:{record['client.port']}" == name
+    assert record["error.type"] == "failed"
+    assert counted(output) == (1, 1, 0)
 
 
 def test_systemd_socket_activation(start: Start, tmp_path: Path) -> None:

@@ -30,12 +30,14 @@ class LaterEndpoint:
 
 @implementer(IPlugin, IStreamServerEndpointStringParser)
 class LaterParser:
-    """Parses C{later:} and C{later:SECONDS}."""
+    """Parses C{later:}, C{later:SECONDS} and C{later:lookup}."""
 
     prefix = "later"
 
     def parseStreamServer(self, reactor: Any, seconds: str = "") -> LaterEndpoint:
-        """Return an endpoint."""
+        """Return an endpoint, or fail as a look-up does."""
+        if seconds == "lookup":
+            raise LookupError("'no such onion'")
         return LaterEndpoint(reactor, seconds)
 
 

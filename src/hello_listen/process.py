@@ -1,0 +1,131 @@
+"""A process that does nothing else: it ends if it cannot listen, and handles signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from twisted.internet.defer import Deferred
+
+from hello_listen.connection_log import ConnectionLog
+from hello_listen.endpoint import ListenError
+from hello_listen.service import EndpointsService, HelloService
+
+_SIGNALS = "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2"
+
+
+class _EndsProcess(EndpointsService):
+    """Ends the process where an endpoint fails after the start."""
+
+    def listenFailed(self, error: Exception) -> None:
+        """
+        End the process, with a status that is not 0, after telling the log why.
+
+        @param error: the reason.
+        """
+        super().listenFailed(error)
+        _stop()
+
+
+class StatusService(_EndsProcess):
+    """Serves the status."""
+
+    listens = "Status on {address}"
+
+
+class PluginService(_EndsProcess, HelloService):
+    """
+    The service of a process that has no other: it ends where that cannot listen.
+
+    @ivar log: what SIGHUP opens anew, or L{None}.
+    @ivar status: what serves the status, from before the first connection to after the last; or
+        L{None}.
+    """
+
+    log: ConnectionLog | None = None
+    status: StatusService | None = None
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._mayStop = [True]
+
+    def privilegedStartService(self) -> None:
+        """
+        Bind every endpoint, or see to it that the process ends with one line that says why not.
+
+        @raise ListenError: as L{HelloService.privilegedStartService} does. twistd removes its
+            pidfile and tells its parent process of an L{Exception} only.
+        """
+        try:
+            if self.status is not None:
+                self.status.privilegedStartService()
+            super().privilegedStartService()
+        except ListenError as error:
+            reason = f"hello-listen: {error}"
+            sys.excepthook = lambda *_: print(reason, file=sys.stderr)
+            # The reactor will not run, and so would not release what is bound already.
+            released = [self.released]
+            if self.status is not None:
+                released += [self.status.released, self.status.stopService()]
+            while not all(each.called for each in released):
+                self.reactor.iterate(0.01)
+            raise
+
+    def startService(self) -> None:
+        """Start, and end as SIGTERM does on every signal that would end the process at once."""
+        super().startService()
+        if self.status is not None:
+            self.status.startService()
+        # The reactor handles SIGTERM and SIGINT when it runs.
+        self.reactor.callWhenRunning(self._handleSignals)
+
+    def stopService(self) -> Deferred[Any]:
+        """Stop, and let no further signal disturb that."""
+        self._mayStop.clear()
+        stopped: Deferred[Any] = super().stopService()
+        return stopped.addCallback(lambda _: self.status and self.status.stopService())
+
+    def _handleSignals(self) -> None:
+        """Handle the signals that nobody else handles or ignores."""
+        for name in ("SIGTERM", "SIGINT"):
+            number = getattr(signal, name)
+            handler = signal.getsignal(number)
+            if callable(handler):
+                signal.signal(number, partial(self._stopOnce, handler))
+        for name in _SIGNALS:
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+                # logrotate and systemctl reload expect that of SIGHUP, unless a terminal sends it.
+                reopens = name == "SIGHUP" and not _hasTerminal()
+                signal.signal(number, self._reopen if reopens else _stop)
+
+    def _stopOnce(self, handler: Callable[..., object], number: int, frame: object) -> None:
+        """Do what the reactor does on a signal, which would be a traceback the second time."""
+        # Another signal may interrupt even this handler, but not pop.
+        with suppress(IndexError):
+            self._mayStop.pop()
+            handler(number, frame)
+
+    def _reopen(self, *_: object) -> None:
+        """Open the connection log anew."""
+        if self.log is not None:
+            # A signal handler may interrupt what holds the log's locks.
+            self.reactor.callFromThread(self.log.reopen)
+
+
+def _stop(*_: object) -> None:
+    """Do what SIGTERM does."""
+    signal.raise_signal(signal.SIGTERM)
+
+
+def _hasTerminal() -> bool:
+    """Say whether this process is controlled by a terminal, whose end is a SIGHUP."""
+    with suppress(OSError):
+        os.close(os.open("/dev/tty", os.O_RDWR))
+        return True
+    return False

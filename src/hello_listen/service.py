@@ -1,0 +1,195 @@
+"""Listen on endpoints, all of them or none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from twisted.application.service import Service
+from twisted.internet.defer import CancelledError, Deferred, gatherResults, maybeDeferred, succeed
+from twisted.internet.interfaces import IAddress, IStreamServerEndpoint
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from hello_listen.connection import addressText
+from hello_listen.endpoint import HelloEndpoint
+from hello_listen.protocol import HelloFactory
+
+_log = Logger(namespace="hello_listen")
+
+
+class EndpointsService(Service):
+    """
+    Listens on endpoints: on all of them, or on none.
+
+    @ivar factory: what serves every endpoint.
+    @ivar reactor: what it listens with.
+    @ivar released: after a start that failed, fires when what was bound is released.
+    """
+
+    listens = "Listening on {address}"
+
+    def __init__(
+        self,
+        factory: Any,
+        endpoints: Sequence[str | IStreamServerEndpoint],
+        reactor: Any = None,
+    ) -> None:
+        """
+        Parse the descriptions; they are bound when the service starts.
+
+        @param factory: what serves every endpoint.
+        @param endpoints: descriptions, for L{HelloEndpoint}, or endpoint objects.
+        @param reactor: what to listen with; by default the global reactor.
+
+        @raise ValueError: a description cannot be understood.
+        """
+        if isinstance(endpoints, str):
+            raise TypeError(f"endpoints are a list: [{endpoints!r}]")
+        if reactor is None:
+            from twisted.internet import reactor
+        self.factory = factory
+        self.reactor = reactor
+        self._endpoints = [
+            HelloEndpoint(reactor, each) if isinstance(each, str) else each for each in endpoints
+        ]
+        self.released: Deferred[Any] = succeed(None)
+        self._attempts: list[Deferred[Any]] | None = None
+        self._ports: dict[int, Any] = {}
+
+    @property
+    def listening(self) -> list[tuple[str, IAddress | None]]:
+        """Each endpoint's description, and the address that it is bound to, or L{None}."""
+        return [
+            (_describe(endpoint), self._ports[number].getHost() if number in self._ports else None)
+            for number, endpoint in enumerate(self._endpoints)
+        ]
+
+    def privilegedStartService(self) -> None:
+        """
+        Bind every endpoint.
+
+        @raise ListenError: one cannot be bound; those before it are released again.
+        """
+        super().privilegedStartService()
+        self._attempts = []
+        try:
+            for number in range(len(self._endpoints)):
+                self._listen(number)
+        except Exception:
+            self.released = self._release()
+            self._attempts = None
+            raise
+
+    def startService(self) -> None:
+        """
+        Bind every endpoint, unless L{privilegedStartService} did.
+
+        @raise ListenError: as L{privilegedStartService} does.
+        """
+        if self._attempts is None:
+            self.privilegedStartService()
+        super().startService()
+
+    def stopService(self) -> Deferred[None]:
+        """
+        Release every endpoint.
+
+        @return: a L{Deferred} that fires when that is done.
+        """
+        super().stopService()
+        stopped = self._release()
+        self._attempts = None
+        return stopped
+
+    def listenFailed(self, error: Exception) -> None:
+        """
+        Log that an endpoint which takes its time to listen could not, and release the others.
+
+        @param error: the reason.
+        """
+        _log.critical("{error}", error=str(error))
+        self._release()
+
+    def _listen(self, number: int) -> None:
+        """Listen on one endpoint, and raise what comes of that at once."""
+        failures: list[Failure] = []
+        attempt = self._endpoints[number].listen(self.factory)
+        attempt.addCallbacks(self._listens, failures.append, (number,))
+        if failures:
+            failures[0].raiseException()
+        attempt.addCallback(self._failsLater, failures)
+        self._attempts.append(attempt)  # type: ignore[union-attr]
+
+    def _listens(self, port: Any, number: int) -> None:
+        """Keep a port, and tell where it listens."""
+        self._ports[number] = port
+        _log.info(self.listens, address=addressText(port.getHost()))
+
+    def _failsLater(self, _: object, failures: list[Failure]) -> None:
+        """Tell why an attempt failed after the start, unless the service stopped meanwhile."""
+        for failure in failures:
+            error: Any = failure.value
+            if not isinstance(error, CancelledError):
+                self.listenFailed(error)
+
+    def _release(self) -> Deferred[Any]:
+        """Give up on attempts, and stop listening."""
+        for attempt in self._attempts or []:
+            attempt.cancel()
+        ports, self._ports = self._ports, {}
+        return gatherResults(
+            [
+                maybeDeferred(port.stopListening).addErrback(
+                    _logNotReleased, _describe(self._endpoints[number])
+                )
+                for number, port in ports.items()
+            ]
+        )
+
+
+class HelloService(EndpointsService):
+    """
+    Listens on endpoints, on all of them or on none, and tells a factory's observers who connects.
+
+    When it stops, the accept queues are served, then the observers that have C{close} are closed:
+    such a factory serves one service, once.
+    """
+
+    factory: HelloFactory
+
+    def stopService(self) -> Deferred[None]:
+        """
+        Release every endpoint, close the observers, and log how many connections there were.
+
+        @return: a L{Deferred} that fires when all of that is done: at once where nobody comes, some
+            seconds later at most where handshakes are half done or the log's disk is stuck.
+        """
+        return super().stopService().addCallback(lambda _: self._closeObservers())
+
+    def _closeObservers(self) -> Deferred[Any]:
+        """Close the observers that can be closed, and tell how many connections there were."""
+        closes = [o.close for o in self.factory.observers if hasattr(o, "close")]
+        closing = [maybeDeferred(close).addErrback(_logNotClosed) for close in closes]
+        return gatherResults(closing).addCallback(self._logStopped)
+
+    def _logStopped(self, closed: list[object]) -> None:
+        """Log the count of connections, unless a connection log has done so."""
+        if not any(closed):
+            _log.info("Stopped. Connections: {count}", count=self.factory.connections)
+
+
+def _describe(endpoint: IStreamServerEndpoint) -> str:
+    """Return the description that an endpoint was made from, or what it says of itself."""
+    return str(getattr(endpoint, "description", endpoint))
+
+
+def _logNotReleased(failure: Failure, description: str) -> None:
+    """Say that something of an endpoint is left, as a UNIX socket is that --uid may not remove."""
+    reason = getattr(failure.value, "strerror", None) or failure.value
+    _log.error("Not released: {reason}: {endpoint!r}", reason=reason, endpoint=description)
+
+
+def _logNotClosed(failure: Failure) -> None:
+    """Say that an observer could not be closed."""
+    _log.failure("Observer could not be closed", failure)

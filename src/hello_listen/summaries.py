@@ -1,0 +1,149 @@
+"""An observer before another: of clients that come too often, one record a minute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from ipaddress import ip_address, ip_network
+from typing import Any
+
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.interfaces import IAddress
+from twisted.logger import Logger
+
+from hello_listen.connection import Connection, Summary, hostAndPort, network, subnet
+
+PERIOD = 60.0
+"""Seconds that a summary covers."""
+
+CLIENTS = 10_000
+"""How many clients are told apart in a period; those of more share one summary."""
+
+_UNNAMED = "\0"
+
+_log = Logger(namespace="hello_listen")
+
+
+class Summaries:
+    """
+    Passes connections on to another observer, and L{Summary} objects for what it leaves out.
+
+    A client is an IPv4 address, the /64 of an IPv6 address, the name of a UNIX socket, or all
+    UNIX sockets without a name; behind a proxy, it is who the proxy names. Of a period of 60
+    seconds, 10,000 clients are told apart at most. No call blocks, unless the observer does.
+    """
+
+    def __init__(
+        self,
+        observer: Callable[[Any], object],
+        perClient: int | None = None,
+        networks: Iterable[str] = (),
+        reactor: Any = None,
+    ) -> None:
+        """
+        Stand before an observer.
+
+        @param observer: called with each L{Connection} that is passed on, and each L{Summary}; it
+            is closed with this one, if it has C{close}.
+        @param perClient: at most how many connections of a client are passed on in a period, 0 for
+            none; by default all.
+        @param networks: addresses or networks, such as C{192.0.2.0/24}, whose connections are
+            only summarized, unless they have an error.
+        @param reactor: what keeps the time; by default the global reactor.
+
+        @raise ValueError: a network cannot be understood.
+        """
+        if reactor is None:
+            from twisted.internet import reactor
+        self._observer = observer
+        self._perClient = perClient
+        self._networks = [ip_network(text) for text in networks]
+        self._reactor = reactor
+        # ipaddress takes 2 µs for each look.
+        self._isIn = lru_cache(maxsize=CLIENTS)(self._findNetwork)
+        # How many connections of each client were passed on.
+        self._clients: dict[str, int] = {}
+        self._summaries: dict[str | None, Summary] = {}
+        self._end: Any = None
+
+    def __call__(self, connection: Connection) -> None:
+        """
+        Pass a connection on, or count it.
+
+        @param connection: what came.
+        """
+        client = connection.client
+        key = client.host if type(client) is IPv4Address else _key(client)
+        if not (self._networks and connection.error is None and self._isListed(client)):
+            if self._perClient is None:
+                self._observer(connection)
+                return
+            count = self._clients.get(key, 0)
+            if count < self._perClient and (count or self._isToldApart(key)):
+                self._clients[key] = count + 1
+                self._observer(connection)
+                return
+        self._summarize(key if self._isToldApart(key) else None, connection)
+
+    def close(self) -> Any:
+        """
+        Pass on what is counted so far, and close the observer behind.
+
+        @return: what that returns, or L{None} if it has no C{close}.
+        """
+        self._endPeriod()
+        close = getattr(self._observer, "close", None)
+        return close() if close else None
+
+    def _isToldApart(self, key: str) -> bool:
+        """Say whether a client has a place of its own in this period."""
+        if self._end is None:
+            self._end = self._reactor.callLater(PERIOD, self._endPeriod)
+        if len(self._clients) < CLIENTS:
+            self._clients.setdefault(key, 0)
+        return key in self._clients
+
+    def _summarize(self, key: str | None, connection: Connection) -> None:
+        """Count a connection of a client."""
+        time = connection.time
+        summary = self._summaries.get(key)
+        if summary is None:
+            summary = Summary(0, time, time, None, None, None)
+            if key is not None:
+                summary.transport, summary.networkType = network(connection.client)
+                summary.clientAddress = None if key.startswith(_UNNAMED) else key
+            self._summaries[key] = summary
+        summary.count += 1
+        summary.last = max(summary.last, time)
+
+    def _isListed(self, client: IAddress) -> bool:
+        """Say whether a client is in one of the networks."""
+        host = getattr(client, "host", None)
+        return host is not None and self._isIn(host.partition("%")[0])
+
+    def _findNetwork(self, host: str) -> bool:
+        """Say whether an IP address is in one of the networks."""
+        address = ip_address(host)
+        return any(address in network for network in self._networks)
+
+    def _endPeriod(self) -> None:
+        """Pass on what was counted, and begin anew."""
+        if self._end is None:
+            return
+        if self._end.active():
+            self._end.cancel()
+        self._end = None
+        summaries, self._summaries = self._summaries, {}
+        self._clients.clear()
+        for summary in summaries.values():
+            try:
+                self._observer(summary)
+            except Exception:
+                _log.failure("Observer failed for: {summary}", summary=str(summary))
+
+
+def _key(client: IAddress) -> str:
+    """Return what tells a client from others; IPv4 addresses do so themselves."""
+    if isinstance(client, IPv6Address):
+        return subnet(client.host)
+    return hostAndPort(client)[0] or f"{_UNNAMED}{network(client)[0]}"

@@ -1,0 +1,76 @@
+"""A disk that a test fills, breaks and watches, by way of the system calls that write to it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+
+class Disk:
+    """
+    Stands in for os.write and os.open, as a disk does: with so much room, and an error beyond it.
+
+    @ivar room: how many bytes may still be written.
+    @ivar refusals: how many writes there was no room for.
+    @ivar opened: how often something was opened, or could not be.
+    @ivar writing: whether a write is going on.
+    @ivar file: the descriptor that was opened last.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, room: int = 10**9) -> None:
+        self.room = room
+        self.refusals = self.opened = 0
+        self.writing = False
+        self.file = -1
+        self._changed = threading.Condition()
+        self._write, self._open = os.write, os.open
+        monkeypatch.setattr(os, "write", self.write)
+        monkeypatch.setattr(os, "open", self.open)
+
+    def write(self, file: int, data: Any) -> int:
+        """Write what there is room for."""
+        self.writing = True
+        self._tell()
+        try:
+            if not self.room:
+                self.refusals += 1
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            written = self._write(file, data[: self.room])
+            self.room -= written
+            return written
+        finally:
+            self.writing = False
+            self._tell()
+
+    def open(self, *args: Any, **kwargs: Any) -> int:
+        """Open a file, and keep its descriptor."""
+        try:
+            self.file = self._open(*args, **kwargs)
+            return self.file
+        finally:
+            self.opened += 1
+            self._tell()
+
+    def until(self, condition: Callable[[], object]) -> None:
+        """Wait for a condition that may become true before or after a write or an opening."""
+        with self._changed:
+            assert self._changed.wait_for(condition, 20)
+
+    def _tell(self) -> None:
+        """Let who waits look."""
+        with self._changed:
+            self._changed.notify_all()
+
+
+def isOpen(file: int) -> bool:
+    """Say whether a descriptor is open."""
+    try:
+        os.fstat(file)
+    except OSError:
+        return False
+    return True

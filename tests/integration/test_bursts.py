@@ -1,0 +1,195 @@
+"""However many clients come at once, each is recorded, and behind a proxy by its own name."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import struct
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from logs import counted, recorded
+from processes import (
+    LOOPBACK,
+    Start,
+    addressOf,
+    familyOf,
+    freePort,
+    listens,
+    load,
+    run,
+    silent,
+    slow,
+    tool,
+    until,
+)
+
+pytestmark = pytest.mark.unix
+
+HAPROXY = """
+global
+    maxconn {most}
+defaults
+    mode tcp
+    timeout connect 30s
+    timeout client 30s
+    timeout server 30s
+listen front
+    bind 127.0.0.1:{front}
+    server hello 127.0.0.1:{port} send-proxy-v2
+"""
+
+NGINX = """
+daemon off;
+master_process off;
+pid nginx.pid;
+error_log stderr;
+load_module /usr/lib/nginx/modules/ngx_stream_module.so;
+worker_processes 1;
+events {{ worker_connections {wide}; }}
+stream {{
+    server {{
+        listen 127.0.0.1:{front} backlog={most};
+        proxy_pass 127.0.0.1:{port};
+        proxy_protocol on;
+        proxy_connect_timeout 30s;
+    }}
+}}
+"""
+
+
+def header(first: int, number: int) -> bytes:
+    """Return the PROXY header of a client, whose port is its number; the first one's is given."""
+    return b"PROXY TCP4 192.0.2.7 198.51.100.1 %d 443\r\n" % (first + number - 1)
+
+
+def named(log: Path) -> set[int]:
+    """Return the ports of the clients that PROXY headers named, in a log without errors."""
+    records = recorded(log)
+    assert [record for record in records if "error.type" in record] == []
+    return {record["client.port"] for record in records}
+
+
+def backlog(port: int) -> int:
+    """Return the accept queue's length that ss(8) shows for a port."""
+    [line] = run(tool("ss"), "-Hltn", f"sport = :{port}").stdout.splitlines()
+    return int(line.split()[2])
+
+
+def test_accept_queue(hello: Start) -> None:
+    """It is the system's longest, or what the endpoint says."""
+    server = hello("-e", LOOPBACK, "-e", f"haproxy:{LOOPBACK}", "-e", f"{LOOPBACK}:backlog=7")
+    longest = int(Path("/proc/sys/net/core/somaxconn").read_text())
+    assert [backlog(server.port()) for _ in range(3)] == [longest, longest, 7]
+
+
+@pytest.mark.parametrize("reactor", ["epoll", slow("poll"), slow("asyncio")])
+@pytest.mark.parametrize("paused", [slow(True), False], ids=["lying there", "following"])
+def test_headers_at_once(
+    start: Start, tmp_path: Path, descriptors: int, reactor: str, paused: bool
+) -> None:
+    """All are recorded by name, if their headers are there when they are accepted or follow."""
+    server = start(
+        "twistd", "-n", "--pidfile=", f"--reactor={reactor}", "hello-listen",
+        "-l", "log", "-e", f"haproxy:{LOOPBACK}",
+    )  # fmt: skip
+    address, total = ("127.0.0.1", server.port()), 0
+    for wanted in (300, 1000, 4000):
+        clients = min(wanted, descriptors - 100)
+        first, total = total + 1, total + clients
+        ends = load(
+            address, clients, clients, data=partial(header, first),
+            paused=server.pid if paused else 0,
+        )  # fmt: skip
+        assert ends == {"ended": clients}
+    assert counted(server.stop()) == (total, total, 0)
+    assert named(tmp_path / "log") == set(range(1, total + 1))
+
+
+@pytest.mark.parametrize("proxy", ["haproxy", "nginx"])
+def test_clients_of_a_proxy_at_once(
+    start: Start, hello: Start, tmp_path: Path, descriptors: int, proxy: str
+) -> None:
+    """A proxy's 1,000 clients are recorded, each by its own name."""
+    tool(proxy)
+    clients = min(1000, descriptors // 4)
+    server = hello("-l", "log", "-e", f"haproxy:{LOOPBACK}")
+    front, configuration = freePort(), tmp_path / "proxy.conf"
+    text = HAPROXY if proxy == "haproxy" else NGINX
+    configuration.write_text(
+        text.format(front=front, port=server.port(), most=clients + 100, wide=3 * clients)
+    )
+    arguments = ["-db", "-f"] if proxy == "haproxy" else ["-p", tmp_path, "-e", "stderr", "-c"]
+    start(proxy, *arguments, configuration)
+    until(lambda: listens(front))
+    ends = load(("127.0.0.1", front), clients, clients)
+    assert ends == {"ended": clients}
+    server.stop()
+    records = recorded(tmp_path / "log")
+    assert [record for record in records if "error.type" in record] == []
+    # There may be one more, which asked whether the proxy listens.
+    assert len({record["client.port"] for record in records}) == len(records) >= clients
+    assert {record["server.port"] for record in records} == {front}
+
+
+@pytest.mark.parametrize("endpoint", [f"haproxy:{LOOPBACK}", "haproxy:unix:s"])
+def test_headers_before_a_reset(hello: Start, tmp_path: Path, endpoint: str) -> None:
+    """Who sends a header and resets the connection, as a proxy's check may do, is recorded so."""
+    server = hello("-l", "log", "-e", endpoint)
+    address = addressOf(server)
+    assert load(address, 1, 1, data=partial(header, 1)) == {"ended": 1}
+    os.kill(server.pid, signal.SIGSTOP)
+    for number in range(2, 101):
+        with socket.socket(familyOf(address)) as client:
+            client.connect(address)
+            client.sendall(header(1, number))
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    os.kill(server.pid, signal.SIGCONT)
+    assert counted(server.stop()) == (100, 100, 0)
+    assert named(tmp_path / "log") == set(range(1, 101))
+
+
+def test_headers_beside_silent_clients(hello: Start, tmp_path: Path, descriptors: int) -> None:
+    """700 clients that send nothing cost none of 300 others its name, and are recorded too."""
+    count = min(700, descriptors - 400)
+    server = hello("-l", "log", "-e", f"haproxy:{LOOPBACK}")
+    address = ("127.0.0.1", server.port())
+    with ExitStack() as stack:
+        silent(stack, address, count)
+        assert load(address, 300, 300, data=partial(header, 1), paused=server.pid) == {"ended": 300}
+        output = server.stop()
+    records = recorded(tmp_path / "log")
+    names = {record["client.port"] for record in records if "error.type" not in record}
+    assert names == set(range(1, 301))
+    assert counted(output) == (count + 300, count + 300, 0)
+
+
+@pytest.mark.slow
+def test_header_after_more_silent_clients_than_descriptors(
+    limited: Start, tmp_path: Path, descriptors: int
+) -> None:
+    """Many times more silent clients than descriptors neither keep a client out nor cost memory."""
+    count = min(10_000, descriptors - 100)
+    server = limited(count // 10, "-l", "log", "-e", f"haproxy:{LOOPBACK}")
+    address = ("127.0.0.1", server.port())
+    before = peak(server.pid)
+    with ExitStack() as stack:
+        silent(stack, address, count)
+        assert load(address, 1, 1, data=partial(header, 1)) == {"ended": 1}
+        assert peak(server.pid) - before < 32 * 1024
+    server.stop()
+    records = recorded(tmp_path / "log")
+    [position] = [n for n, record in enumerate(records) if "error.type" not in record]
+    assert records[position]["client.port"] == 1
+    # The client has not waited for others' time limits.
+    assert {record["error.type"] for record in records[:position]} == {"proxy_header_evicted"}
+
+
+def peak(pid: int) -> int:
+    """Return the most memory that a process has had so far, in KiB."""
+    return int(re.findall(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())[0])

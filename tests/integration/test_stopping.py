@@ -1,0 +1,167 @@
+"""At a stop nobody is lost: who was let in is recorded, and who is not let in can tell."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from logs import counted, recorded
+from processes import (
+    LOOPBACK,
+    PATIENCE,
+    SCRIPTS,
+    Process,
+    Start,
+    addressOf,
+    familyOf,
+    load,
+    run,
+    slow,
+    tool,
+)
+from roundtrip import SERVERS, Clients, Handshake
+
+pytestmark = pytest.mark.unix
+
+TWISTD = [SCRIPTS / "twistd", "-n", "--pidfile=", "hello-listen", "-l", "log"]
+
+
+def unprivileged() -> list[str]:
+    """Return what a command starts with, so that it runs without the rights of root."""
+    if os.geteuid() != 0:
+        return []
+    return [tool("setpriv"), "--bounding-set=-all", "--inh-caps=-all"]
+
+
+@pytest.mark.parametrize("rights", [slow("own"), "none"])
+@pytest.mark.parametrize("endpoint", [LOOPBACK, slow(r"tcp6:0:interface=\:\:1"), "unix:s"])
+def test_sigterm_under_load(start: Start, tmp_path: Path, endpoint: str, rights: str) -> None:
+    """Each client that was let in is recorded, and none is left hanging."""
+    without = unprivileged() if rights == "none" else []
+    server = start(*(str(part) for part in [*without, *TWISTD]), "-e", endpoint)
+    ends = load(addressOf(server), 60_000, 512, after=4000, pid=server.pid)
+    server.wait()
+    records = len(recorded(tmp_path / "log"))
+    assert ends["hangs"] == 0
+    assert ends["ECONNREFUSED"] + ends["ENOENT"] > 0
+    assert records >= ends["ended"] + ends["ECONNRESET"]
+    assert counted("\n".join(server.lines)) == (records, records, 0)
+
+
+@pytest.mark.parametrize("endpoint", [LOOPBACK, "unix:s", f"haproxy:{LOOPBACK}"])
+def test_all_who_wait_at_the_end(limited: Start, tmp_path: Path, endpoint: str) -> None:
+    """A queue that is longer than there are descriptors is served, headers and all."""
+    server = limited(250, "-l", tmp_path / "log", "-e", endpoint)
+    address = addressOf(server)
+
+    def connect() -> socket.socket:
+        client = socket.socket(familyOf(address))
+        client.settimeout(PATIENCE)
+        client.connect(address)
+        if "haproxy" in endpoint:
+            client.sendall(b"PROXY TCP4 192.0.2.7 198.51.100.1 56324 443\r\n")
+        return client
+
+    with connect() as first:
+        assert first.recv(1) == b""
+    os.kill(server.pid, signal.SIGSTOP)
+    with ExitStack() as stack:
+        clients = [stack.enter_context(connect()) for _ in range(500)]
+        os.kill(server.pid, signal.SIGTERM)
+        os.kill(server.pid, signal.SIGCONT)
+        for client in clients:
+            assert client.recv(1) == b""
+    server.wait()
+    assert counted("\n".join(server.lines)) == (501, 501, 0)
+    who = Counter(record.get("client.address") for record in recorded(tmp_path / "log"))
+    named = {"haproxy": "192.0.2.7", "tcp": "127.0.0.1"}.get(endpoint.partition(":")[0])
+    assert who == {named: 501}
+
+
+class Far:
+    """A server in a network namespace of its own, and the device that its clients are behind."""
+
+    def __init__(self, server: Process, device: int) -> None:
+        """Hold both."""
+        self.server = server
+        self.device = device
+
+    def clients(self, endpoint: str, roundTrip: float) -> Clients:
+        """Return clients of the endpoint, who send a PROXY header where one is expected."""
+        family = socket.AF_INET6 if "tcp6" in endpoint else socket.AF_INET
+        address = SERVERS[family], self.server.port()
+        if "haproxy" in endpoint:
+            return Clients(self.device, address, roundTrip, header)
+        return Clients(self.device, address, roundTrip)
+
+    def unrecorded(self, clients: Clients) -> set[tuple[str, int]]:
+        """Return the clients that were let in and are in no record, when the server has ended."""
+        self.server.wait()
+        records = recorded(self.server.folder / "log")
+        names = {(record["client.address"], record["client.port"]) for record in records}
+        assert counted("\n".join(self.server.lines)) == (len(records), len(records), 0)
+        return {(client.address, client.port) for client in clients.answered()} - names
+
+
+def header(client: Handshake) -> bytes:
+    """Return the PROXY header that a client sends of itself."""
+    return f"PROXY TCP4 {client.address} 198.18.0.1 {client.port} 443\r\n".encode()
+
+
+@pytest.fixture
+def far(start: Start, endpoint: str) -> Iterator[Far]:
+    """Start a server for clients whose packets take their time."""
+    alone = [tool("unshare"), "--net", *([] if os.geteuid() == 0 else ["--map-root-user"])]
+    ip = tool("ip")
+    if run(*alone, ip, "tuntap", "add", "far", "mode", "tun").returncode != 0:
+        pytest.skip("no TUN device may be made here")
+    near, channel = socket.socketpair()
+    with near, channel:
+        server = start(
+            *alone, sys.executable, Path(__file__).parent / "roundtrip.py", channel.fileno(), ip,
+            *unprivileged(), *TWISTD, "-e", endpoint, pass_fds=[channel.fileno()],
+        )  # fmt: skip
+        channel.close()
+        _, passed, _, _ = socket.recv_fds(near, 16, 2)
+    yield Far(server, passed[0])
+    for descriptor in passed:
+        os.close(descriptor)
+
+
+ENDPOINTS = ["tcp:0", "tcp6:0", "haproxy:tcp:0"]
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+@pytest.mark.parametrize(("roundTrip", "rate"), [slow(0.05, 1000), (0.2, 500)])
+def test_handshakes_in_flight(far: Far, endpoint: str, roundTrip: float, rate: int) -> None:
+    """Who has the server's answer at the signal, and is a round trip away, is recorded."""
+    clients = far.clients(endpoint, roundTrip)
+    clients.rate = rate
+    clients.until(lambda: clients.ends["ended"] >= 100)
+    far.server.kill(signal.SIGTERM)
+    clients.until(lambda: clients.ends["refused"])
+    clients.untilAllEnded()
+    assert far.unrecorded(clients) == set()
+    assert clients.ends["reset"] == 0
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+def test_one_handshake_in_flight(far: Far, endpoint: str) -> None:
+    """Nor is somebody lost who is the only one at that time."""
+    clients = far.clients(endpoint, roundTrip=0.05)
+    clients.begin()
+    clients.until(lambda: clients.ends["ended"])
+    clients.begin()
+    clients.until(lambda: len(clients.answered()) == 2)
+    far.server.kill(signal.SIGTERM)
+    clients.untilAllEnded()
+    assert far.unrecorded(clients) == set()
+    assert clients.ends == {"ended": 2}

@@ -1,0 +1,644 @@
+"""The accept loop, on real sockets and the real reactor, a turn at a time."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import struct
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from twisted.internet import reactor as globalReactor
+from twisted.internet import tcp, unix
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.interfaces import IListeningPort, ITransport
+from twisted.internet.protocol import Factory, Protocol
+from twisted.logger import capturedLogs, formatEvent
+from twisted.python.failure import Failure
+from zope.interface.verify import verifyClass, verifyObject
+
+from hello_listen import Connection, HelloFactory, HelloProtocol
+from hello_listen import accepting as module
+from hello_listen.accepting import SLICE, EndedTransport, HelloPort, takeOver
+from hello_listen.proxied import ProxiedFactory
+
+pytestmark = pytest.mark.unix
+
+reactor: Any = globalReactor
+HEADER = b"PROXY TCP4 192.0.2.7 192.0.2.1 1 2\r\n"
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Let the reactor turn until a condition is true."""
+    end = reactor.seconds() + 20
+    while not condition():
+        assert reactor.seconds() < end, "it did not come to pass"
+        reactor.iterate(0.01)
+
+
+class Server:
+    """A port with its factory, and what was reported of its connections."""
+
+    def __init__(
+        self,
+        interface: str | Path = "127.0.0.1",
+        make: Callable[[HelloFactory], Any] = lambda hello: hello,
+        hello: HelloFactory | None = None,
+        owned: socket.socket | None = None,
+    ) -> None:
+        """Listen; C{make} returns what serves the connections."""
+        self.seen: list[Connection] = []
+        self.hello = hello or HelloFactory(self.seen.append)
+        factory = make(self.hello)
+        told = self.hello if make(self.hello) is not None else None
+        self.twisted: Any = None
+        if owned is not None:
+            listener = socket.socket(fileno=os.dup(owned.fileno()))
+            self.port = HelloPort(listener, factory, told, reactor)
+        elif isinstance(interface, Path):
+            self.twisted = unix.Port(bytes(interface), factory, 4096, reactor=reactor, wantPID=1)
+        else:
+            self.twisted = tcp.Port(0, factory, 4096, interface, reactor)
+        if self.twisted is not None:
+            self.twisted.startListening()
+            self.port = takeOver(self.twisted, told, reactor)
+        self.factory = factory
+        self.port.startListening()
+
+    def connect(self, host: str = "127.0.0.1", data: bytes = b"") -> socket.socket:
+        """Connect a client, which waits in the accept queue."""
+        address: Any = self.port.getHost()
+        if isinstance(address, (IPv4Address, IPv6Address)):
+            client = socket.create_connection((host, address.port), timeout=20)
+        else:
+            client = socket.socket(socket.AF_UNIX)
+            client.settimeout(20)
+            client.connect(address.name)
+        client.sendall(data)
+        return client
+
+    def stop(self) -> None:
+        """Stop listening, and wait for that."""
+        stopped = self.port.stopListening()
+        until(lambda: stopped.called)
+        stopped.addErrback(lambda failure: pytest.fail(str(failure)))
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Server]]:
+    """Return what makes servers, which are stopped with the test."""
+    servers: list[Server] = []
+
+    def makeServer(*arguments: Any, **options: Any) -> Server:
+        servers.append(Server(*arguments, **options))
+        return servers[-1]
+
+    yield makeServer
+    for server in servers:
+        server.stop()
+    reactor.iterate(0)
+
+
+Serve = Callable[..., Server]
+
+
+def ended(client: socket.socket) -> bool:
+    """Wait for the clean end of a connection, and close it."""
+    with client:
+        until(lambda: select.select([client], [], [], 0)[0])
+        return client.recv(1) == b""
+
+
+def proxied(hello: HelloFactory) -> ProxiedFactory:
+    """Return what reads PROXY headers for a factory."""
+    return ProxiedFactory(hello, reactor)
+
+
+@pytest.mark.parametrize(
+    ("interface", "host"),
+    [
+        ("127.0.0.1", "127.0.0.1"),
+        ("", "127.0.0.1"),
+        ("::1", "::1"),
+        ("::", "::1"),
+        ("::ffff:0.0.0.0", "127.0.0.1"),
+    ],
+)
+def test_in_place(serve: Serve, interface: str, host: str) -> None:
+    """A connection is over when the port has read, cleanly, and both its ends are known."""
+    server = serve(interface)
+    assert verifyObject(IListeningPort, server.port)
+    kind = IPv6Address if ":" in host else IPv4Address
+    with server.connect(host) as client:
+        server.port.doRead()
+        assert client.recv(1) == b""
+        [connection] = server.seen
+        assert isinstance(connection.client, kind)
+        assert (connection.clientAddress, connection.clientPort) == client.getsockname()[:2]
+        assert (connection.serverAddress, connection.serverPort) == client.getpeername()[:2]
+
+
+def test_scope_of_an_address() -> None:
+    """A link-local address keeps the name of its link, where that has one."""
+    link = socket.if_indextoname(1)
+    for scope, host in ((1, f"fe80::1%{link}"), (2**31 - 1, "fe80::1")):
+        address: Any = module._address(("fe80::1", 5, 0, scope))
+        assert address.host == host
+
+
+def test_in_place_after_an_observer_failed(serve: Serve) -> None:
+    """An observer's error keeps neither the descriptor nor the next observer from its turn."""
+    seen: list[Connection] = []
+
+    def observer(connection: Connection) -> None:
+        raise RuntimeError
+
+    server = serve(hello=HelloFactory(observer, seen.append))
+    client = server.connect()
+    server.port.doRead()
+    assert ended(client)
+    assert len(seen) == 1
+
+
+def test_slices(serve: Serve) -> None:
+    """Whoever has sent something is read from before the whole queue is accepted."""
+    server = serve(make=proxied)
+    clients = [server.connect(data=HEADER) for _ in range(SLICE + 1)]
+    server.port.doRead()
+    assert len(server.hello.waiting) == SLICE
+    until(lambda: len(server.seen) == SLICE + 1)
+    assert {connection.clientAddress for connection in server.seen} == {"192.0.2.7"}
+    assert all(map(ended, clients))
+
+
+def test_not_in_place(serve: Serve, tmp_path: Path) -> None:
+    """Whoever brings another factory or protocol gets a transport of the reactor's."""
+
+    class Subclass(HelloFactory):
+        pass
+
+    class OtherProtocol(HelloProtocol):
+        pass
+
+    seen: list[Connection] = []
+    other = HelloFactory(seen.append)
+    other.protocol = OtherProtocol  # type: ignore[assignment]
+    for hello, interface in ((Subclass(seen.append), tmp_path / "s"), (other, "127.0.0.1")):
+        server = serve(interface, hello=hello)
+        client = server.connect()
+        until(lambda: seen)
+        seen.clear()
+        assert ended(client)
+
+
+class FailingProtocol(Protocol):
+    """A protocol that cannot be connected."""
+
+    def connectionMade(self) -> None:
+        """Fail."""
+        raise RuntimeError("no context")
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_what_cannot_be_served(serve: Serve, known: bool) -> None:
+    """Its connection is closed, and recorded with an error unless nobody wants records."""
+    server = serve()
+    server.port._inPlace = False
+    server.port._factory = Factory.forProtocol(FailingProtocol)
+    server.port._hello = server.hello if known else None
+    client = server.connect()
+    with capturedLogs() as events:
+        until(lambda: events)
+    assert ended(client)
+    assert formatEvent(events[0]) == "Connection could not be served"
+    assert [connection.error for connection in server.seen] == ["failed"] * known
+
+
+def test_recorded_once_though_it_failed(serve: Serve) -> None:
+    """What fails after the connection was reported does not report it again."""
+
+    class LateProtocol(HelloProtocol):
+        def connectionMade(self) -> None:
+            super().connectionMade()
+            raise RuntimeError
+
+    server = serve(make=lambda hello: hello)
+    server.port._inPlace = False
+    server.hello.protocol = LateProtocol  # type: ignore[assignment]
+    client = server.connect()
+    with capturedLogs():
+        until(lambda: server.seen)
+    assert ended(client)
+    assert [connection.error for connection in server.seen] == [None]
+
+
+@pytest.mark.parametrize("data", [HEADER, b""])
+def test_reset_in_the_queue(serve: Serve, data: bytes) -> None:
+    """A client that has reset its connection is recorded, and what it sent before is read."""
+    server = serve(make=proxied)
+    with server.connect(data=data) as client:
+        port = client.getsockname()[1]
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    with capturedLogs() as events:
+        until(lambda: server.seen)
+    [connection] = server.seen
+    assert connection.error == (None if data else "proxy_header_incomplete")
+    assert connection.clientPort == (1 if data else port)
+    assert connection.serverPort == (2 if data else server.port.getHost().port)  # type: ignore[attr-defined]
+    assert not events
+    assert not server.hello.waiting
+
+
+def test_reset_before_another_protocol_looks(serve: Serve) -> None:
+    """A protocol of somebody else's learns that its connection was lost, whatever it raises."""
+    lost: list[Failure] = []
+
+    class Raising(Protocol):
+        def dataReceived(self, data: bytes) -> None:
+            raise RuntimeError
+
+        def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
+            lost.append(reason)
+
+    server = serve(make=lambda hello: Factory.forProtocol(Raising))
+    with server.connect(data=b"hello") as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    with capturedLogs() as events:
+        until(lambda: lost)
+    assert [formatEvent(event) for event in events] == ["Connection could not be served"]
+
+
+def test_observer_that_stops_the_port(serve: Serve) -> None:
+    """An inherited port that is stopped by what it reports accepts nobody else."""
+    with socket.create_server(("127.0.0.1", 0)) as owned:
+        stopping: list[Any] = []
+        hello = HelloFactory(lambda connection: stopping[0].stopListening())
+        server = Server(hello=hello, owned=owned)
+        stopping.append(server.port)
+        clients = [server.connect() for _ in range(2)]
+        with capturedLogs() as events:
+            server.port.doRead()
+        assert hello.connections == 1
+        assert not events
+        assert ended(clients[0])
+        clients[1].close()
+
+
+def test_system_that_cannot_refuse(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where new clients cannot be refused, the port closes all the same."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOPROTOOPT, "not available")
+
+    server = serve()
+    client = server.connect()
+    monkeypatch.setattr(socket.socket, "setsockopt", refuse)
+    server.stop()
+    assert ended(client)
+    assert server.port.fileno() == -1
+
+
+def test_header_on_its_way_at_a_stop(serve: Serve) -> None:
+    """A client that was accepted has a moment to send its header."""
+    server = serve(make=proxied)
+    client = server.connect()
+    until(lambda: server.hello.waiting)
+    stopped = server.port.stopListening()
+    reactor.iterate(0)
+    client.sendall(HEADER)
+    until(lambda: stopped.called)
+    assert [c.clientAddress for c in server.seen] == ["192.0.2.7"]
+    client.close()
+
+
+def test_transport_of_what_has_ended() -> None:
+    """It is a transport, and sends nothing."""
+    assert verifyClass(ITransport, EndedTransport)
+    address = IPv4Address("TCP", "192.0.2.7", 1)
+    transport = EndedTransport(address, address)
+    transport.write(b"hello")
+    transport.writeSequence([b"hello"])
+    transport.abortConnection()
+
+
+class Hog:
+    """Holds every descriptor that this process may have, but for those it is told to let go."""
+
+    def __init__(self) -> None:
+        """Lower the limit, and take what is left."""
+        import resource
+
+        self._limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._set = resource.setrlimit
+        self._which = resource.RLIMIT_NOFILE
+        self._set(self._which, (min(400, self._limits[0]), self._limits[1]))
+        self._held: list[int] = []
+        self.take()
+
+    def take(self) -> None:
+        """Take every descriptor."""
+        with suppress(OSError):
+            while True:
+                self._held.append(os.open(os.devnull, os.O_RDONLY))
+
+    def release(self, count: int) -> None:
+        """Let so many go."""
+        for _ in range(count):
+            os.close(self._held.pop())
+
+    def __enter__(self) -> Hog:
+        """Return it."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let all go, and restore the limit."""
+        self.release(len(self._held))
+        self._held = []
+        self._set(self._which, self._limits)
+
+
+@pytest.mark.parametrize("make", [lambda hello: hello, proxied], ids=["in place", "handed over"])
+def test_out_of_descriptors(serve: Serve, make: Any) -> None:
+    """Clients wait in the queue, which is said once, and are served when there is room."""
+    server = serve(make=make)
+    if make is proxied:
+        first = server.connect(data=HEADER)
+        until(lambda: server.seen)
+        assert ended(first)
+    data = HEADER if make is proxied else b""
+    clients = [server.connect(data=data) for _ in range(3)]
+    before = len(server.seen)
+    with capturedLogs() as events, Hog() as hog:
+        for _ in range(3):
+            pause = server.port._pause
+            until(lambda pause=pause: server.port._pause is not pause)  # type: ignore[misc]
+        assert len(server.seen) == before
+        hog.release(3)
+        until(lambda: len(server.seen) == before + 3)
+    assert all(map(ended, clients))
+    assert [formatEvent(event) for event in events] == [
+        "Clients wait in the accept queue: Too many open files"
+    ]
+
+
+def test_making_room(serve: Serve) -> None:
+    """Where descriptors lack, the oldest without a header makes room, but not if it has sent."""
+    seen: list[Connection] = []
+    hello = HelloFactory(seen.append)
+    behind, plain = serve(make=proxied, hello=hello), serve(hello=hello)
+    silent = [behind.connect() for _ in range(3)]
+    until(lambda: len(hello.waiting) == 3)
+    silent[0].sendall(b"PROXY")
+    client = plain.connect()
+    with Hog():
+        plain.port.doRead()
+        assert not seen
+        plain.port.doRead()
+        until(lambda: len(seen) == 2)
+    evicted, served = seen
+    assert evicted.clientPort == silent[1].getsockname()[1]
+    assert evicted.error == "proxy_header_evicted"
+    assert served.clientPort == client.getsockname()[1]
+    assert ended(client)
+    for socket_ in silent:
+        socket_.close()
+    until(lambda: len(seen) == 4)
+
+
+def test_nothing_to_evict(serve: Serve) -> None:
+    """A connection that has ended already, or has no descriptor, makes no room."""
+    server = serve(make=proxied)
+    client = server.connect()
+    until(lambda: server.hello.waiting)
+    [protocol] = server.hello.waiting
+    client.close()
+    assert not protocol.evict()
+    client = server.connect()
+    until(lambda: [connection.error for connection in server.seen] == ["proxy_header_incomplete"])
+    until(lambda: server.hello.waiting)
+    [protocol] = server.hello.waiting
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.close()
+    assert not protocol.evict()
+    until(lambda: len(server.seen) == 2)
+
+
+def test_aborted_before_it_was_accepted(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the system tells of a client that is gone, the next one is served without a pause."""
+    server = serve()
+    client = server.connect()
+    accept = socket.socket.accept
+
+    def abort(listener: socket.socket) -> Any:
+        monkeypatch.setattr(socket.socket, "accept", accept)
+        raise ConnectionAbortedError(errno.ECONNABORTED, "aborted")
+
+    monkeypatch.setattr(socket.socket, "accept", abort)
+    server.port.doRead()
+    assert server.port._pause is None
+    server.port.doRead()
+    assert ended(client)
+
+
+@pytest.mark.parametrize("platform", [sys.platform, "another"])
+@pytest.mark.parametrize("interface", ["127.0.0.1", "::"])
+def test_drain(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, platform: str, interface: str
+) -> None:
+    """Everyone in the queue is served before the port closes."""
+    monkeypatch.setattr(sys, "platform", platform)
+    server = serve(interface)
+    clients = [server.connect() for _ in range(SLICE + 8)]
+    server.stop()
+    assert all(map(ended, clients))
+    assert len(server.seen) == SLICE + 8
+    assert server.port.stopListening().called
+
+
+def test_stopping_out_of_descriptors(serve: Serve) -> None:
+    """The queue is served as soon as there is a descriptor for it, whoever's the factory is."""
+    server = serve()
+    server.port._hello = None
+    clients = [server.connect() for _ in range(3)]
+    with Hog():
+        stopped = server.port.stopListening()
+        until(lambda: server.port._pause is not None)
+    until(lambda: stopped.called)
+    assert all(map(ended, clients))
+    assert len(server.seen) == 3
+
+
+def test_stop_takes_its_longest(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A queue that does not end, and is not served, is told of."""
+    monkeypatch.setattr(module, "LONGEST_DRAIN", 0)
+    server = serve()
+    with server.connect(), capturedLogs() as events:
+        server.stop()
+    texts = [formatEvent(event) for event in events]
+    assert any(text.startswith("Clients in the accept queue were not served") for text in texts)
+
+
+MINTTL = 21
+needsLinux = pytest.mark.skipif(sys.platform != "linux", reason="IP_MINTTL is Linux's")
+
+
+@needsLinux
+def test_nobody_comes_in_while_it_drains(serve: Serve) -> None:
+    """After the queue was served, a new client is not let in to be reset."""
+    server = serve()
+    address = server.port._listener.getsockname()
+    server.port._refuseNew()
+    with socket.socket() as client:
+        client.setblocking(False)
+        assert client.connect_ex(address) == errno.EINPROGRESS
+        with pytest.raises(OSError, match="not connected"):
+            client.getpeername()
+
+
+def halfDone(address: tuple[str, int]) -> socket.socket:
+    """Return a client that does not see the answer to its SYN, until IP_MINTTL is 0 again."""
+    client = socket.socket()
+    client.setblocking(False)
+    client.setsockopt(socket.IPPROTO_IP, MINTTL, 255)
+    assert client.connect_ex(address) == errno.EINPROGRESS
+    return client
+
+
+@needsLinux
+def test_handshake_that_is_half_done(serve: Serve) -> None:
+    """A stop waits for it, and records the client."""
+    server = serve()
+    with halfDone(server.port._listener.getsockname()) as client:
+        stopped = server.port.stopListening()
+        reactor.iterate(0.01)
+        assert not stopped.called
+        client.setsockopt(socket.IPPROTO_IP, MINTTL, 0)
+        until(lambda: stopped.called)
+        client.setblocking(True)
+        assert client.recv(1) == b""
+        assert [c.clientPort for c in server.seen] == [client.getsockname()[1]]
+
+
+@needsLinux
+def test_handshake_that_stays_half_done(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stop does not wait for ever."""
+    monkeypatch.setattr(module, "DRAIN", 0.05)
+    server = serve()
+    with halfDone(server.port._listener.getsockname()):
+        server.stop()
+    assert not server.seen
+
+
+def test_where_no_handshakes_are_shown(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stop waits until nobody has come for a while."""
+    monkeypatch.setattr(module, "HANDSHAKES", "/no/such/file")
+    monkeypatch.setattr(module, "QUIET", 0.05)
+    server = serve()
+    client = server.connect()
+    server.port.doRead()
+    assert ended(client)
+    stopped = server.port.stopListening()
+    assert not stopped.called
+    late = server.connect() if sys.platform != "linux" else None
+    until(lambda: stopped.called)
+    assert len(server.seen) == (2 if late else 1)
+
+
+def test_unix_socket(serve: Serve, tmp_path: Path) -> None:
+    """It is served in place; at the end its queue is served, and everyone else is refused."""
+    server = serve(tmp_path / "s")
+    clients = [server.connect() for _ in range(SLICE + 8)]
+    server.port.doRead()
+    assert len(server.seen) == SLICE
+    stopped = server.port.stopListening()
+    with socket.socket(socket.AF_UNIX) as late, pytest.raises(ConnectionRefusedError):
+        late.connect(str(tmp_path / "s"))
+    until(lambda: stopped.called)
+    assert all(map(ended, clients))
+    assert {connection.serverAddress for connection in server.seen} == {f"{tmp_path}/s"}
+    assert len(server.seen) == SLICE + 8
+    assert not list(tmp_path.iterdir())
+
+
+def test_unix_socket_that_cannot_be_removed(tmp_path: Path) -> None:
+    """The factory stops all the same, so that connections without a header are recorded."""
+    server = Server(tmp_path / "s", make=proxied)
+    client = server.connect()
+    until(lambda: server.hello.waiting)
+    os.unlink(tmp_path / "s")
+    failures: list[Failure] = []
+    stopped = server.port.stopListening().addErrback(failures.append)
+    until(lambda: stopped.called)
+    assert failures[0].check(FileNotFoundError)
+    assert [connection.error for connection in server.seen] == ["proxy_header_stopped"]
+    assert ended(client)
+    server.twisted.socket.close()
+
+
+@pytest.mark.parametrize("family", ["AF_UNIX", "AF_INET"])
+def test_inherited_socket(tmp_path: Path, family: str) -> None:
+    """It is served, and afterwards is as it was: there, listening, its mode and queue kept."""
+    path = str(tmp_path / "s")
+    with socket.socket(getattr(socket, family)) as owned, ExitStack() as stack:
+        owned.bind(path if family == "AF_UNIX" else ("127.0.0.1", 0))
+        if family == "AF_UNIX":
+            os.chmod(path, 0o600)
+        owned.listen(200)
+        server = Server(owned=owned)
+        assert server.hello.numPorts == 1
+        first = server.connect()
+        until(lambda: server.seen)
+        assert ended(first)
+        server.port.stopReading()
+        waiting = stack.enter_context(server.connect())
+        server.stop()
+        assert server.hello.numPorts == 0
+        assert len(server.seen) == 1
+        again = Server(owned=owned)
+        until(lambda: again.seen)
+        assert waiting.recv(1) == b""
+        again.stop()
+        if family == "AF_UNIX":
+            assert os.stat(path).st_mode & 0o777 == 0o600
+
+
+def test_inherited_socket_behind_a_proxy() -> None:
+    """Of those accepted before a stop, who sends the header soon after is named, as is no other."""
+    with socket.create_server(("127.0.0.1", 0)) as owned, ExitStack() as stack:
+        server = Server(owned=owned, make=proxied)
+        clients = [stack.enter_context(server.connect()) for _ in range(2)]
+        until(lambda: len(server.hello.waiting) == 2)
+        stopped = server.port.stopListening()
+        later = stack.enter_context(server.connect(data=HEADER))
+        clients[0].sendall(HEADER)
+        until(lambda: stopped.called)
+        assert [connection.error for connection in server.seen] == [None, "proxy_header_stopped"]
+        again = Server(owned=owned, make=proxied)
+        assert ended(later)
+        assert again.seen[0].clientAddress == "192.0.2.7"
+        again.stop()
+
+
+def test_reactor_that_stops() -> None:
+    """What the reactor closes by itself is closed at once, even during a pause."""
+    server = Server(make=proxied)
+    client = server.connect(data=HEADER)
+    until(lambda: server.seen)
+    assert ended(client)
+    client = server.connect()
+    with Hog():
+        server.port.doRead()
+    assert server.port._pause is not None
+    server.port.connectionLost(Failure(ConnectionError()))
+    until(lambda: server.port._pause is None)
+    assert server.port not in reactor.getReaders()
+    assert server.factory.numPorts == 0
+    with pytest.raises(ConnectionResetError):
+        client.recv(1)
+    client.close()

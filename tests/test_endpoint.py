@@ -1,0 +1,227 @@
+"""Endpoint descriptions: what is wrong with one in words, and what is made of the others."""
+
+from __future__ import annotations
+
+import re
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from twisted.application.internet import StreamServerEndpointService
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.endpoints import StandardIOEndpoint
+from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
+from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.stdio import PipeAddress
+from twisted.internet.testing import MemoryReactorClock, StringTransport
+from twisted.python.systemd import ListenFDs
+from zope.interface.verify import verifyObject
+
+from hello_listen import HelloEndpoint, HelloFactory
+from hello_listen.accepting import HelloPort
+from hello_listen.endpoint import BACKLOG, _checkCertificates
+from hello_listen.proxied import ProxiedFactory
+
+
+@pytest.mark.parametrize(
+    ("description", "reason"),
+    [
+        ("", "Unknown endpoint type: ''"),
+        ("foo:1", "Unknown endpoint type: 'foo'"),
+        ("tcp", "missing: 'port'"),
+        ("tcp6", "missing: 'port'"),
+        ("tcp:notaport", "not a number: 'notaport'"),
+        ("tcp:1:interfce=x", "no such argument: 'interfce'"),
+        ("tcp:1:backlog=abc", "not a number: 'abc'"),
+        ("tcp:1:x:2:y", "too many arguments"),
+        ("tcp:1:port=2", "given twice: 'port'"),
+        ("tcp:1\\", "ends in a backslash that escapes nothing"),
+        ("unix:", "missing: 'address'"),
+        ("unix:/run/hello:mode=999", "not a number: '999'"),
+        ("ssl:1:privateKey=/no/key.pem", "No such file or directory: '/no/key.pem'"),
+        ("systemd:INET:index=0", "no such socket was inherited (systemd passes them, see "),
+        ("systemd:INET:name=web", "no such socket was inherited (systemd passes them, see "),
+        ("haproxy", "Unknown endpoint type: ''"),
+        ("haproxy:foo:1", "Unknown endpoint type: 'foo'"),
+        ("haproxy:HAProxy:tcp:1", "one PROXY header is expected, not two"),
+        ("systemd:INET", "Specify exactly one of descriptor index or name"),
+        ("systemd:INET:index=x", "not a number: 'x'"),
+    ],
+)
+def test_descriptions_that_cannot_be_understood(description: str, reason: str) -> None:
+    """The message quotes the endpoint and says in words what is wrong."""
+    with pytest.raises(ValueError, match=re.escape(f"{description!r}: {reason}")):
+        HelloEndpoint(MemoryReactorClock(), description)
+
+
+@pytest.mark.parametrize(
+    ("description", "hint"),
+    [
+        ("7878", "tcp:7878"),
+        ("haproxy:7878", "haproxy:tcp:7878"),
+        ("127.0.0.1:7878", "tcp:7878:interface=127.0.0.1"),
+        ("localhost:7878", "tcp:7878:interface=localhost"),
+        ("[::1]:7878", r"tcp6:7878:interface=\:\:1"),
+        ("TCP:7878", "tcp:7878"),
+        ("tcp6:7878:interface=::1", r"tcp6:7878:interface=\:\:1"),
+        ("tcp:1:interface=fe80::1:backlog=5", r"tcp:1:interface=fe80\:\:1:backlog=5"),
+        ("Foo:1", None),
+        ("foo:1", None),
+        ("tcp:x\n", None),
+    ],
+)
+def test_hints(description: str, hint: str | None) -> None:
+    """A likely slip is answered with what may have been meant, if that can be parsed."""
+    with pytest.raises(ValueError, match=r"[^:]+: \w") as raised:
+        HelloEndpoint(MemoryReactorClock(), description)
+    found = re.findall("; did you mean '(.*)'[?]$", str(raised.value))
+    assert found == ([hint] if hint else [])
+
+
+@pytest.mark.parametrize("description", ["ssl:443", "tls:/etc/certificates", "haproxy:ssl:443"])
+def test_without_tls(monkeypatch: pytest.MonkeyPatch, description: str) -> None:
+    """Whoever lacks what TLS needs is told what to install."""
+    monkeypatch.setitem(sys.modules, "OpenSSL", None)
+    with pytest.raises(ValueError, match=re.escape(": pip install 'twisted[tls]'")):
+        HelloEndpoint(MemoryReactorClock(), description)
+
+
+@pytest.mark.usefixtures("tlsEndpoints")
+def test_certificates(tmp_path: Path) -> None:
+    """A tls: endpoint without any certificate is refused, whether a folder or a file lacks it."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file.pem").write_text("hello")
+    (tmp_path / "a:b").mkdir()
+    lacks, missing = "no certificate in any .pem file", "No such file or directory"
+    for path, reason in (("no", missing), ("empty", lacks), ("file.pem", lacks)):
+        for endpoint in (f"tls:{tmp_path}/{path}:0", f"tls:port=0:path={tmp_path}/{path}"):
+            with pytest.raises(ValueError, match=re.escape(f": {reason}: '{tmp_path}/{path}'")):
+                HelloEndpoint(MemoryReactorClock(), endpoint)
+    with pytest.raises(ValueError, match=re.escape(f": {lacks}: '{tmp_path}/a:b'")):
+        HelloEndpoint(MemoryReactorClock(), f"tls:{tmp_path}/a\\:b:0")
+
+
+def test_certificates_that_are_there(tmp_path: Path) -> None:
+    """One is enough, in whichever file: keys may be in others."""
+    (tmp_path / "key.pem").write_text("-----BEGIN PRIVATE KEY-----")
+    (tmp_path / "certificate.pem").write_text("-----BEGIN CERTIFICATE-----")
+    _checkCertificates(f"tls:{tmp_path}:0")
+
+
+def test_taking_over() -> None:
+    """What accepts on a TCP endpoint is ours, with the address that Twisted has bound."""
+    from twisted.internet import reactor
+
+    ports: list[Any] = []
+    endpoint = HelloEndpoint(reactor, "tcp:0:interface=127.0.0.1")
+    endpoint.listen(HelloFactory()).addCallback(ports.append)
+    [port] = ports
+    assert isinstance(port, HelloPort)
+    assert port.getHost().host == "127.0.0.1"  # type: ignore[attr-defined]
+    stopped = port.stopListening()
+    while not stopped.called:
+        reactor.iterate(0.01)  # type: ignore[attr-defined]
+
+
+def test_another_parsers_lookup_error(later: None) -> None:
+    """Only of systemd: is it said that no socket was inherited."""
+    with pytest.raises(ValueError, match=re.escape("'later:lookup': 'no such onion'")):
+        HelloEndpoint(MemoryReactorClock(), "later:lookup")
+
+
+@pytest.mark.parametrize(
+    ("description", "backlog"),
+    [
+        ("tcp:1", BACKLOG),
+        ("tcp6:1", BACKLOG),
+        ("TCP6:1", BACKLOG),
+        ("haproxy:tcp:1", BACKLOG),
+        ("tcp:1:backlog=50", 50),
+        ("tcp6:1:backlog=50", 50),
+        ("tcp:1::50", 50),
+    ],
+)
+def test_accept_queue(description: str, backlog: int) -> None:
+    """It is as long as it can be, unless the description says how long."""
+    reactor = MemoryReactorClock()
+    HelloEndpoint(reactor, description).listen(HelloFactory())
+    assert [server[2] for server in reactor.tcpServers] == [backlog]
+
+
+def test_accept_queue_of_unix_sockets() -> None:
+    """It is the same for UNIX sockets."""
+    reactor = MemoryReactorClock()
+    for description in ("unix:/run/hello", "haproxy:unix:/run/hello:backlog=5"):
+        HelloEndpoint(reactor, description).listen(HelloFactory())
+    assert [server[2] for server in reactor.unixServers] == [BACKLOG, 5]
+
+
+@pytest.mark.parametrize("description", ["haproxy:tcp:1", "HAProxy:tcp:1"])
+def test_behind_a_proxy(description: str) -> None:
+    """A proxied endpoint puts the reader of headers between itself and the factory."""
+    reactor = MemoryReactorClock()
+    factory = HelloFactory()
+    HelloEndpoint(reactor, description).listen(factory)
+    [(_, serving, _, _)] = reactor.tcpServers
+    assert isinstance(serving, ProxiedFactory)
+    assert serving.hello is factory
+
+
+def test_other_factories() -> None:
+    """Any factory may be served, but a PROXY header names its client to a HelloFactory only."""
+    reactor = MemoryReactorClock()
+    factory = Factory.forProtocol(Protocol)
+    endpoint = HelloEndpoint(reactor, "tcp:1")
+    assert verifyObject(IStreamServerEndpoint, endpoint)
+    StreamServerEndpointService(endpoint, factory).startService()
+    assert reactor.tcpServers[0][1] is factory
+    with pytest.raises(TypeError, match="'haproxy:tcp:1' needs a HelloFactory"):
+        HelloEndpoint(reactor, "haproxy:tcp:1").listen(factory)
+
+
+@pytest.mark.unix
+@pytest.mark.parametrize("domain", ["INET", "INET6", "UNIX"])
+@pytest.mark.parametrize("family", ["INET", "UNIX"])
+def test_inherited(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, family: str, domain: str
+) -> None:
+    """A socket from systemd is served as what it is, and can be served again."""
+    with socket.socket(getattr(socket, f"AF_{family}")) as owned:
+        owned.bind(("127.0.0.1", 0) if family == "INET" else str(tmp_path / "s"))
+        owned.listen()
+        monkeypatch.setattr(ListenFDs, "inheritedDescriptors", lambda self: [owned.fileno()])
+        reactor = MemoryReactorClock()
+        endpoint = HelloEndpoint(reactor, f"systemd:{domain}:index=0")
+        for _ in range(2):
+            ports: list[Any] = []
+            endpoint.listen(HelloFactory()).addCallback(ports.append)
+            [port] = ports
+            assert isinstance(port, HelloPort)
+            assert reactor.getReaders() == [port]
+            assert port.stopListening().called
+
+
+def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is a port too; who had not sent a header when that stopped is recorded by then."""
+    made: list[Any] = []
+
+    def listen(self: object, factory: Any) -> Deferred[Any]:
+        made.append(factory.buildProtocol(None))
+        transport = StringTransport(hostAddress=PipeAddress())
+        made[0].makeConnection(transport)
+        return succeed(transport)
+
+    monkeypatch.setattr(StandardIOEndpoint, "listen", listen)
+    ports: list[Any] = []
+    factory = HelloFactory()
+    HelloEndpoint(MemoryReactorClock(), "haproxy:stdio:").listen(factory).addCallback(ports.append)
+    [port] = ports
+    assert verifyObject(IListeningPort, port)
+    port.startListening()
+    assert isinstance(port.getHost(), PipeAddress)
+    assert factory.connections == 0
+    port.stopListening()
+    assert factory.connections == 1
+    assert made[0].transport.disconnecting

@@ -1,0 +1,426 @@
+"""The file under the connection log, on real files and pipes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from twisted.logger import capturedLogs, formatEvent
+
+from disks import Disk, isOpen
+from hello_listen import log_file as module
+from hello_listen.log_file import LogFile
+from output import Output
+
+
+def full() -> OSError:
+    """Return what a full disk raises."""
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_it_appends(tmp_path: Path) -> None:
+    """What is there stays there, and a write may begin anywhere in what it is given."""
+    path = tmp_path / "log"
+    path.write_bytes(b"before\n")
+    file = LogFile(path)
+    assert file.write(b"one\ntwo\n", 4) == 4
+    assert path.read_bytes() == b"before\ntwo\n"
+    assert str(file) == str(path)
+    file.close()
+
+
+@pytest.mark.parametrize("before", ["", "half a li", "whole\n"])
+def test_half_a_line_of_a_process_that_was_killed(tmp_path: Path, before: str) -> None:
+    """What is written next begins a line of its own, and only the first time."""
+    path = tmp_path / "log"
+    path.write_text(before)
+    file = LogFile(path)
+    for line in (b"one\n", b"two\n"):
+        assert file.write(line, 0) == 4
+    file.close()
+    lines = before.splitlines()
+    assert path.read_text().splitlines() == [*lines, "one", "two"]
+
+
+def test_closing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its descriptor is closed, once."""
+    disk = Disk(monkeypatch)
+    file = LogFile(tmp_path / "log")
+    assert isOpen(disk.file)
+    file.close()
+    assert not isOpen(disk.file)
+    file.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("", "Is a directory"), ("no/log", "No such file or directory")]
+)
+def test_file_that_cannot_be_opened(tmp_path: Path, name: str, reason: str) -> None:
+    """The system says why."""
+    with pytest.raises(OSError, match=reason):
+        LogFile(tmp_path / name)
+
+
+def test_no_path() -> None:
+    """An empty path is missing, and not the folder that the process is in."""
+    with pytest.raises(OSError, match="a path is missing"):
+        LogFile("")
+
+
+def test_other_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A relative path means what it meant at the start, wherever the process goes."""
+    monkeypatch.chdir(tmp_path)
+    file = LogFile("log")
+    (tmp_path / "log").unlink()
+    monkeypatch.chdir("/")
+    file.write(b"one\n", 0)
+    file.close()
+    assert (tmp_path / "log").read_bytes() == b"one\n"
+
+
+@pytest.mark.unix
+@pytest.mark.parametrize("how", ["rename", "remove"])
+def test_rotation(tmp_path: Path, how: str) -> None:
+    """A path that was renamed or removed is opened anew, but never within a line."""
+    path, old = tmp_path / "log", tmp_path / "old"
+    file = LogFile(path)
+    assert file.write(b"one\ntw", 0) == 6
+    if how == "rename":
+        path.rename(old)
+    else:
+        os.link(path, old)
+        path.unlink()
+    assert file.write(b"one\ntwo\n", 6) == 2
+    assert file.write(b"one\ntwo\nthree\n", 8) == 6
+    file.close()
+    assert old.read_bytes() == b"one\ntwo\n"
+    assert path.read_bytes() == b"three\n"
+
+
+@pytest.mark.unix
+def test_reopening(tmp_path: Path) -> None:
+    """The path is opened anew at once when that is wanted."""
+    path = tmp_path / "log"
+    file = LogFile(path)
+    path.rename(tmp_path / "old")
+    file.reopen()
+    assert path.read_bytes() == b""
+    file.close()
+
+
+@pytest.mark.unix
+def test_mode(tmp_path: Path) -> None:
+    """A file that is made anew has the mode of the one before it, whatever the umask is by then."""
+    path = tmp_path / "log"
+    before = os.umask(0o022)
+    try:
+        file = LogFile(path)
+        os.umask(0o077)
+        path.rename(tmp_path / "old")
+        file.write(b"one\n", 0)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o644
+        path.chmod(0o640)
+        file.reopen()
+        path.unlink()
+        file.reopen()
+        assert stat.S_IMODE(path.stat().st_mode) == 0o640
+        file.close()
+    finally:
+        os.umask(before)
+
+
+@pytest.mark.unix
+def test_path_out_of_reach(tmp_path: Path) -> None:
+    """What is open is written to as long as it is somewhere, which is said once; then it fails."""
+    folder, moved = tmp_path / "folder", tmp_path / "moved"
+    folder.mkdir()
+    file = LogFile(folder / "log")
+    folder.rename(moved)
+    with capturedLogs() as events:
+        file.write(b"one\n", 0)
+        file.write(b"two\n", 0)
+        file.reopen()
+        assert (moved / "log").read_bytes() == b"one\ntwo\n"
+        (moved / "log").unlink()
+        with pytest.raises(FileNotFoundError):
+            file.write(b"three\n", 0)
+        with pytest.raises(FileNotFoundError):
+            file.reopen()
+        moved.rename(folder)
+        file.write(b"three\n", 0)
+    file.close()
+    assert (folder / "log").read_bytes() == b"three\n"
+    [said] = map(formatEvent, events)
+    assert said == (
+        "Connection log cannot be opened anew, and goes on where it is: "
+        f"No such file or directory: '{folder}/log'"
+    )
+
+
+def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a line is taken back; what stays are whole lines, or it fails."""
+    path = tmp_path / "log"
+    disk = Disk(monkeypatch, room=6)
+    file = LogFile(path)
+    assert file.write(b"one\ntwo\n", 0) == 4
+    assert path.read_bytes() == b"one\n"
+    disk.room = 2
+    with pytest.raises(OSError, match="No space left on device"):
+        file.write(b"one\ntwo\n", 4)
+    disk.room = 100
+    assert file.write(b"one\ntwo\n", 4) == 4
+    file.close()
+    assert path.read_bytes() == b"one\ntwo\n"
+
+
+def test_disk_that_gets_full_between_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is nothing to take back."""
+    Disk(monkeypatch, room=4)
+    file = LogFile(tmp_path / "log")
+    assert file.write(b"one\ntwo\n", 0) == 4
+    file.close()
+    assert (tmp_path / "log").read_bytes() == b"one\n"
+
+
+def cannotTruncate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let files be append-only."""
+
+    def ftruncate(file: int, size: int) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "ftruncate", ftruncate)
+
+
+def cannotLock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the file system have no locks."""
+
+    def flock(file: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+
+
+def noLocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the system have no locks, as Windows."""
+    monkeypatch.setattr(module, "_fcntl", None)
+
+
+@pytest.mark.unix
+@pytest.mark.parametrize("way", [cannotTruncate, cannotLock, noLocks])
+def test_half_a_line_that_cannot_be_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: Any
+) -> None:
+    """Half a line stays where others could lose by its removal, and is continued there."""
+    path = tmp_path / "log"
+    disk = Disk(monkeypatch, room=6)
+    way(monkeypatch)
+    file = LogFile(path)
+    assert file.write(b"one\ntwo\n", 0) == 6
+    disk.room = 100
+    assert file.write(b"one\ntwo\n", 6) == 2
+    file.close()
+    assert path.read_bytes() == b"one\ntwo\n"
+
+
+def test_rest_of_a_line_that_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only as much is taken back as this write has written."""
+    path = tmp_path / "log"
+    file = LogFile(path)
+    assert file.write(b"one", 0) == 3
+    Disk(monkeypatch, room=2)
+    with pytest.raises(OSError, match="No space"):
+        file.write(b"oneone\n", 3)
+    file.close()
+    assert path.read_bytes() == b"one"
+
+
+@pytest.mark.unix
+def test_another_log_on_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While half a line is taken back nobody else appends, so that nothing of theirs is cut off."""
+    fcntl = pytest.importorskip("fcntl")
+    path = tmp_path / "log"
+    file, other = LogFile(path), LogFile(path)
+    disk = Disk(monkeypatch, room=6)
+    tried = threading.Event()
+
+    def writeOther() -> None:
+        """Append to the same file."""
+        other.write(b"other\n", 0)
+        tried.set()
+
+    thread = threading.Thread(target=writeOther)
+    flock, ftruncate = fcntl.flock, os.ftruncate
+
+    def lock(descriptor: int, operation: int) -> None:
+        """Tell when the other log has come as far as the lock."""
+        if threading.current_thread() is thread:
+            tried.set()
+        flock(descriptor, operation)
+
+    def truncate(descriptor: int, size: int) -> None:
+        """Let the other log append, if it can, between the look at the size and the cut."""
+        disk.room = 100
+        thread.start()
+        assert tried.wait(20)
+        ftruncate(descriptor, size)
+
+    monkeypatch.setattr(fcntl, "flock", lock)
+    monkeypatch.setattr(os, "ftruncate", truncate)
+    assert file.write(b"one\ntwo\n", 0) == 4
+    thread.join(20)
+    assert file.write(b"one\ntwo\n", 4) == 4
+    assert path.read_bytes() == b"one\nother\ntwo\n"
+    file.close()
+    other.close()
+
+
+def test_others_who_append_after_half_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was appended without the lock is not cut off."""
+    path = tmp_path / "log"
+    writes = iter([2, 0])
+    write = os.write
+
+    def disturbed(file: int, data: Any) -> int:
+        """Write a part; then have no room, after somebody else appended."""
+        count = next(writes)
+        if not count:
+            with path.open("ab") as other:
+                other.write(b"other\n")
+            raise full()
+        return write(file, data[:count])
+
+    file = LogFile(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", disturbed)
+        assert file.write(b"one\n", 0) == 2
+    assert file.write(b"one\n", 2) == 2
+    file.close()
+    assert path.read_bytes() == b"onother\ne\n"
+
+
+@pytest.mark.unix
+def test_standard_output(output: Output) -> None:
+    """A dash is descriptor 1, whatever sys.stdout is by now; it is never closed or reopened."""
+    reader, writer = os.pipe()
+    output.become(writer)
+    file = LogFile("-")
+    assert str(file) == "-"
+    file.reopen()
+    assert file.write(b"one\n", 0) == 4
+    file.close()
+    assert isOpen(1)
+    assert os.read(reader, 100) == b"one\n"
+    os.close(reader)
+
+
+def test_standard_output_that_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever descriptor 1 is by now, it is not standard output."""
+    monkeypatch.setattr(sys, "__stdout__", None)
+    with pytest.raises(OSError, match="standard output is closed"):
+        LogFile("-")
+
+
+@pytest.mark.unix
+def test_file_that_a_shell_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: Output
+) -> None:
+    """Where half a line was taken back behind a shell's >, the next write leaves no hole."""
+    path = tmp_path / "log"
+    output.become(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600))
+    file = LogFile("-")
+    disk = Disk(monkeypatch, room=6)
+    assert file.write(b"one\ntwo\n", 0) == 4
+    disk.room = 100
+    assert file.write(b"one\ntwo\n", 4) == 4
+    assert path.read_bytes() == b"one\ntwo\n"
+
+
+@pytest.mark.unix
+def test_pipe_that_does_not_block(monkeypatch: pytest.MonkeyPatch, output: Output) -> None:
+    """A full one is no error: there is room for nothing, until its reader goes on."""
+    monkeypatch.setattr(module, "WAIT", 0)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    output.become(writer)
+    file = LogFile("-")
+    count = 0
+    while file.write(b"one\n", 0):
+        count += 4
+    assert file.write(b"one\n", 0) == 0
+    assert len(os.read(reader, count)) == count
+    assert file.write(b"one\n", 0) == 4
+    os.close(reader)
+
+
+@pytest.mark.unix
+def test_pipe_that_nobody_reads(fifo: Path) -> None:
+    """It is an error at the start, instead of a process that waits for ever."""
+    with pytest.raises(OSError, match="No such device or address"):
+        LogFile(fifo)
+
+
+@pytest.mark.unix
+def test_whole_lines_for_a_pipe(fifo: Path, reader: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipe gets as many whole lines as it takes at once, or a part of one that is longer."""
+    monkeypatch.setattr(module, "_PIPE_BUF", 10)
+    file = LogFile(fifo)
+    lines = b"one\ntwo\nthree\n" + b"x" * 15 + b"\n"
+    writes: list[int] = []
+    while sum(writes) < len(lines):
+        writes.append(file.write(lines, sum(writes)))
+    assert writes == [8, 6, 10, 6]
+    assert os.read(reader, 100) == lines
+    file.close()
+    os.close(reader)
+
+
+@pytest.mark.unix
+def test_reader_that_goes_away(fifo: Path, reader: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pipe is let go of, and the next reader gets what comes then, even the rest of a line."""
+    monkeypatch.setattr(module, "_PIPE_BUF", 3)
+    file = LogFile(fifo)
+    assert file.write(b"line\n", 0) == 3
+    os.close(reader)
+    with pytest.raises(BrokenPipeError):
+        file.write(b"line\n", 3)
+    with pytest.raises(OSError, match="No such device or address"):
+        file.write(b"line\n", 3)
+    with pytest.raises(OSError, match="No such device or address"):
+        file.reopen()
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    assert file.write(b"line\n", 3) == 2
+    assert os.read(reader, 100) == b"e\n"
+    file.close()
+    os.close(reader)
+
+
+def test_system_without_nonblocking_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where files cannot be opened without waiting, they are opened as they are."""
+    monkeypatch.delattr(os, "O_NONBLOCK", raising=False)
+    file = LogFile(tmp_path / "log")
+    file.write(b"one\n", 0)
+    file.close()
+    assert (tmp_path / "log").read_bytes() == b"one\n"
+
+
+@pytest.mark.unix
+def test_somebody_else_who_locks_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever may read the file may lock it, and only delays the first write by that."""
+    import fcntl
+
+    monkeypatch.setattr(module, "LOCKED", 0.01)
+    file = LogFile(tmp_path / "log")
+    with open(tmp_path / "log") as reader:
+        fcntl.flock(reader, fcntl.LOCK_SH)
+        for _ in range(2):
+            assert file.write(b"hello\n", 0) == 6
+    file.close()
+    assert (tmp_path / "log").read_bytes() == 2 * b"hello\n"

@@ -1,0 +1,251 @@
+"""The service: endpoints from descriptions, bound all together or not at all."""
+
+import importlib
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from twisted.application.service import IService
+from twisted.internet.address import IPv4Address
+from twisted.internet.defer import Deferred, fail
+from twisted.internet.endpoints import TCP4ServerEndpoint
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IListeningPort
+from twisted.internet.testing import MemoryReactorClock
+from twisted.logger import LogEvent, capturedLogs, formatEvent
+from zope.interface import implementer
+
+from hello_listen import Connection, HelloFactory, HelloService, ListenError
+
+
+@implementer(IListeningPort)
+class FakePort:
+    """A port that remembers that it was stopped."""
+
+    stopped = False
+
+    def __init__(self, error: Exception | None = None) -> None:
+        """Stop with an error, or without."""
+        self.error = error
+
+    def startListening(self) -> None:
+        """Do nothing."""
+
+    def getHost(self) -> IPv4Address:
+        """Return some address."""
+        return IPv4Address("TCP", "127.0.0.1", 7878)
+
+    def stopListening(self) -> Deferred[None] | None:
+        """Stop."""
+        self.stopped = True
+        return fail(self.error) if self.error else None
+
+
+class FakeReactor(MemoryReactorClock):
+    """A reactor that answers each request to listen with the next of the results it is given."""
+
+    def __init__(self, *results: FakePort | Exception) -> None:
+        """Take the results."""
+        super().__init__()
+        self.results = list(results)
+
+    def listenTCP(self, *args: object, **kwargs: object) -> Any:
+        """Return or raise the next result."""
+        result = self.results.pop(0)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    listenUNIX = listenTCP
+
+
+def texts(events: list[LogEvent]) -> list[str | None]:
+    """Return what the log shows."""
+    return [formatEvent(event) for event in events]
+
+
+def test_starts_and_stops() -> None:
+    """It is an ordinary service, and says at its end how many connections there were."""
+    port = FakePort()
+    factory = HelloFactory()
+    service = HelloService(factory, ["tcp:1"], reactor=FakeReactor(port))
+    assert IService.providedBy(service)
+    with capturedLogs() as events:
+        service.privilegedStartService()
+        service.startService()
+    assert service.running
+    assert texts(events) == ["Listening on 127.0.0.1:7878"]
+    assert service.listening == [("tcp:1", port.getHost())]
+    factory.connections = 3
+    with capturedLogs() as events:
+        assert service.stopService().called
+    assert port.stopped
+    assert service.listening == [("tcp:1", None)]
+    assert not service.running
+    assert texts(events) == ["Stopped. Connections: 3"]
+
+
+class ClosingObserver:
+    """An observer that takes its time to close, as a log does."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+        self.closing: Deferred[None] = Deferred()
+
+    def __call__(self, connection: Connection) -> None:
+        """Take a connection."""
+
+    def close(self) -> Deferred[None]:
+        """Close, or fail."""
+        if self.error:
+            raise self.error
+        return self.closing
+
+
+def test_closes_its_observers() -> None:
+    """Observers are closed after the ports, and waited for; one that fails is told of."""
+    port, slow = FakePort(), ClosingObserver()
+    factory = HelloFactory(slow, ClosingObserver(OSError("no disk")), lambda connection: None)
+    service = HelloService(factory, [TCP4ServerEndpoint(FakeReactor(port), 1)], FakeReactor())
+    service.startService()
+    assert "TCP4ServerEndpoint" in service.listening[0][0]
+    with capturedLogs() as failed:
+        stopped = service.stopService()
+    assert port.stopped
+    assert texts(failed) == ["Observer could not be closed"]
+    done: list[object] = []
+    stopped.addCallback(done.append)
+    assert not done
+    with capturedLogs() as events:
+        slow.closing.callback(None)
+    assert done
+    assert texts(events) == ["Stopped. Connections: 0"]
+
+
+def test_endpoints_are_a_list() -> None:
+    """A description alone, whose letters would be taken for endpoints, is refused."""
+    with pytest.raises(TypeError, match=re.escape("endpoints are a list: ['tcp:1']")):
+        HelloService(HelloFactory(), "tcp:1")
+
+
+def test_global_reactor() -> None:
+    """Without a reactor it uses the installed one, which is imported no earlier than that."""
+    from twisted.internet import reactor
+
+    assert HelloService(HelloFactory(), ["tcp:0"]).reactor is reactor
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            CannotListenError("127.0.0.1", 2, OSError(98, "Address already in use")),
+            "Address already in use: 'tcp:2'",
+        ),
+        (
+            CannotListenError(None, b"/run/hello", "Cannot acquire lock"),
+            "Cannot acquire lock: 'tcp:2'",
+        ),
+        (OSError(2, "No such file or directory"), "No such file or directory: 'tcp:2'"),
+        (OverflowError("bind(): port must be 0-65535."), "bind(): port must be 0-65535: 'tcp:2'"),
+    ],
+)
+def test_all_or_nothing(error: Exception, message: str) -> None:
+    """If one endpoint cannot be bound, the others are released and the reason is raised."""
+    port = FakePort()
+    service = HelloService(HelloFactory(), ["tcp:1", "tcp:2"], reactor=FakeReactor(port, error))
+    with pytest.raises(ListenError) as raised:
+        service.startService()
+    assert str(raised.value) == message
+    assert isinstance(raised.value, CannotListenError)
+    assert port.stopped
+    assert service.released.called
+    assert f"{type(raised.value).__module__}.{type(raised.value).__qualname__}" == (
+        "hello_listen.ListenError"
+    )
+
+
+@pytest.mark.unix
+@pytest.mark.parametrize("owner", [os.getpid(), 1], ids=["ours", "theirs"])
+def test_lock_of_a_socket_that_cannot_be_bound(tmp_path: Path, owner: int) -> None:
+    """Twisted's lock is removed if this process made it in vain, and kept if it is another's."""
+    path = bytes(tmp_path / "s")
+    os.symlink(str(owner), path + b".lock")
+    error = CannotListenError(None, path, OSError(98, "Address already in use"))
+    service = HelloService(HelloFactory(), ["unix:s"], reactor=FakeReactor(error))
+    with pytest.raises(ListenError):
+        service.startService()
+    assert os.path.lexists(path + b".lock") == (owner != os.getpid())
+
+
+def test_a_port_that_does_not_stop() -> None:
+    """What cannot be released is named, and hides neither the other ports nor the count."""
+    ports = FakePort(PermissionError(13, "Permission denied")), FakePort()
+    service = HelloService(
+        HelloFactory(), ["unix:/run/hello", "tcp:1"], reactor=FakeReactor(*ports)
+    )
+    service.startService()
+    with capturedLogs() as events:
+        service.stopService()
+    assert ports[1].stopped
+    assert texts(events) == [
+        "Not released: Permission denied: 'unix:/run/hello'",
+        "Stopped. Connections: 0",
+    ]
+
+
+@pytest.fixture
+def pending(later: None) -> list[Deferred[Any]]:
+    """Return what C{later:} endpoints wait for."""
+    path = list(sys.modules["twisted.plugins"].__path__)
+    sys.modules["twisted.plugins"].__path__ = path
+    deferreds = importlib.import_module("twisted.plugins.later_endpoint").pending
+    deferreds.clear()
+    assert isinstance(deferreds, list)
+    return deferreds
+
+
+def test_an_endpoint_that_takes_its_time(pending: list[Deferred[Any]]) -> None:
+    """A port that comes later is stopped like any other."""
+    service = HelloService(HelloFactory(), ["later:"], reactor=FakeReactor())
+    service.startService()
+    port = FakePort()
+    pending[0].callback(port)
+    service.stopService()
+    assert port.stopped
+
+
+def test_an_endpoint_that_fails_later(pending: list[Deferred[Any]]) -> None:
+    """It is told, and the others are released: all or nothing, still."""
+    port = FakePort()
+    service = HelloService(HelloFactory(), ["tcp:1", "later:"], reactor=FakeReactor(port))
+    service.startService()
+    with capturedLogs() as events:
+        pending[0].errback(OSError("no circuit"))
+    assert texts(events) == ["no circuit: 'later:'"]
+    assert port.stopped
+    assert service.listening == [("tcp:1", None), ("later:", None)]
+
+
+def test_an_endpoint_that_fails_between_the_two_starts(pending: list[Deferred[Any]]) -> None:
+    """Nothing is bound a second time."""
+    port = FakePort()
+    service = HelloService(HelloFactory(), ["tcp:1", "later:"], reactor=FakeReactor(port))
+    service.privilegedStartService()
+    with capturedLogs():
+        pending[0].errback(OSError("no circuit"))
+    service.startService()
+    assert len(pending) == 1
+    assert port.stopped
+
+
+def test_stopping_before_an_endpoint_listens(pending: list[Deferred[Any]]) -> None:
+    """What is still on its way is cancelled, which is no failure."""
+    service = HelloService(HelloFactory(), ["later:"], reactor=FakeReactor())
+    service.startService()
+    with capturedLogs() as events:
+        assert service.stopService().called
+    assert texts(events) == ["Stopped. Connections: 0"]

@@ -1,0 +1,269 @@
+"""Summaries: what is left out is counted, in bounded memory, and nothing is forgotten."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.interfaces import IAddress
+from twisted.internet.stdio import PipeAddress
+from twisted.internet.task import Clock
+from twisted.logger import capturedLogs, formatEvent
+
+from hello_listen import Connection, Summaries, Summary, logConnection
+from hello_listen import summaries as module
+from hello_listen.summaries import PERIOD
+
+SERVER = IPv4Address("TCP", "192.0.2.1", 7878)
+
+
+def v4(host: str) -> IPv4Address:
+    """Return a client's address."""
+    return IPv4Address("TCP", host, 51974)
+
+
+def v6(host: str) -> IPv6Address:
+    """Return a client's address."""
+    return IPv6Address("TCP", host, 51974)
+
+
+class Fed:
+    """Summaries on a clock, and what they passed on."""
+
+    def __init__(self, perClient: int | None = None, *networks: str) -> None:
+        self.clock = Clock()
+        self.got: list[Connection | Summary] = []
+        self.summaries = Summaries(self.got.append, perClient, networks, self.clock)
+
+    def feed(self, client: IAddress, count: int = 1, error: str | None = None) -> None:
+        """Let a client connect so often, at the clock's time."""
+        for _ in range(count):
+            self.summaries(Connection(self.clock.seconds(), client, SERVER, None, error))
+
+    def take(self) -> list[object]:
+        """Return what was passed on since: the client of a connection, or a summary's facts."""
+        got = [
+            each.client
+            if isinstance(each, Connection)
+            else (each.count, each.clientAddress, each.first, each.last)
+            for each in self.got
+        ]
+        self.got.clear()
+        return got
+
+
+def test_per_client() -> None:
+    """A client's first connections in a minute are passed on, its others become one summary."""
+    fed, client = Fed(2), v4("192.0.2.7")
+    fed.feed(client)
+    fed.clock.advance(1)
+    fed.feed(client, 2)
+    fed.clock.advance(20)
+    fed.feed(client)
+    fed.feed(v4("192.0.2.8"))
+    assert fed.take() == [client, client, v4("192.0.2.8")]
+    fed.clock.advance(PERIOD - 21)
+    assert fed.take() == [(2, "192.0.2.7", 1, 21)]
+    fed.feed(client)
+    assert fed.take() == [client]
+    fed.clock.advance(PERIOD)
+    assert fed.take() == []
+    assert not fed.clock.getDelayedCalls()
+
+
+def test_nothing_is_left_out_by_default() -> None:
+    """Without a limit and networks, everything is passed on."""
+    fed = Fed()
+    fed.feed(v4("192.0.2.7"), 3)
+    assert len(fed.take()) == 3
+    assert not fed.clock.getDelayedCalls()
+
+
+def test_networks() -> None:
+    """What comes from a network is only summarized, unless something was wrong with it."""
+    fed = Fed(None, "192.0.2.0/24", "2001:db8::1", "10.0.0.1")
+    fed.feed(v4("192.0.2.7"), 3)
+    fed.feed(v4("192.0.2.8"))
+    fed.feed(v4("192.0.3.1"))
+    fed.feed(v6("2001:db8::1"))
+    fed.feed(v6("2001:db8::2%eth0"))
+    fed.feed(v4("192.0.2.7"), error="proxy_header_invalid")
+    fed.feed(UNIXAddress(b"/run/client"))
+    assert fed.take() == [
+        v4("192.0.3.1"),
+        v6("2001:db8::2%eth0"),
+        v4("192.0.2.7"),
+        UNIXAddress(b"/run/client"),
+    ]
+    fed.clock.advance(PERIOD)
+    assert fed.take() == [
+        (3, "192.0.2.7", 0, 0),
+        (1, "192.0.2.8", 0, 0),
+        (1, "2001:db8::/64", 0, 0),
+    ]
+
+
+def test_errors_count_for_the_limit() -> None:
+    """A client cannot fill the disk by sending what is wrong."""
+    fed = Fed(2)
+    fed.feed(v4("192.0.2.7"), 5, error="proxy_header_invalid")
+    assert len(fed.take()) == 2
+    fed.clock.advance(PERIOD)
+    assert fed.take() == [(3, "192.0.2.7", 0, 0)]
+
+
+@pytest.mark.parametrize(
+    ("clients", "address", "transport", "networkType"),
+    [
+        ([v4("192.0.2.7"), v4("192.0.2.7")], "192.0.2.7", "tcp", "ipv4"),
+        ([v6("2001:db8:1:2::3"), v6("2001:db8:1:2:f::4%e")], "2001:db8:1:2::/64", "tcp", "ipv6"),
+        ([UNIXAddress(None), UNIXAddress(b"")], None, "unix", None),
+        ([UNIXAddress(b"/run/c"), UNIXAddress(b"/run/c")], "/run/c", "unix", None),
+        ([PipeAddress(), PipeAddress()], None, "pipe", None),
+    ],
+)
+def test_clients(
+    clients: list[IAddress], address: str | None, transport: str, networkType: str | None
+) -> None:
+    """One client is an IPv4 address, an IPv6 /64, or all UNIX peers without a name."""
+    fed = Fed(1)
+    for client in clients:
+        fed.feed(client)
+    fed.clock.advance(PERIOD)
+    connection, summary = fed.got
+    assert isinstance(connection, Connection)
+    assert isinstance(summary, Summary)
+    assert summary == Summary(1, 0, 0, address, transport, networkType)
+
+
+def test_too_many_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those who cannot be told apart any more share one summary without an address."""
+    monkeypatch.setattr(module, "CLIENTS", 3)
+    fed = Fed(1, "10.0.0.0/8")
+    for number in range(1, 6):
+        fed.feed(v4(f"192.0.2.{number}"), 2)
+    fed.feed(v4("10.0.0.1"), 2)
+    assert len(fed.take()) == 3
+    fed.clock.advance(PERIOD)
+    assert fed.take() == [
+        (1, "192.0.2.1", 0, 0),
+        (1, "192.0.2.2", 0, 0),
+        (1, "192.0.2.3", 0, 0),
+        (6, None, 0, 0),
+    ]
+
+
+def test_close() -> None:
+    """At the end nothing is forgotten, and the observer behind is closed."""
+    closed: list[object] = []
+
+    class Log(list[Any]):
+        def __call__(self, record: object) -> None:
+            self.append(record)
+
+        def close(self) -> str:
+            closed.append(list(self))
+            return "closed"
+
+    summaries = Summaries(Log(), 0, reactor=Clock())
+    summaries(Connection(5, v4("192.0.2.7"), SERVER))
+    assert summaries.close() == "closed"
+    assert closed == [[Summary(1, 5, 5, "192.0.2.7", "tcp", "ipv4")]]
+    assert Summaries(logConnection, 1, reactor=Clock()).close() is None
+
+
+def test_observer_that_fails() -> None:
+    """What it raises is logged, and it gets the next summary all the same."""
+    got: list[object] = []
+
+    def observer(record: object) -> None:
+        got.append(record)
+        raise RuntimeError("no room")
+
+    summaries = Summaries(observer, 0, reactor=Clock())
+    for host in ("192.0.2.7", "192.0.2.8"):
+        summaries(Connection(5, v4(host), SERVER))
+    with capturedLogs() as events:
+        summaries.close()
+    assert len(got) == 2
+    assert [formatEvent(event) for event in events] == [
+        f"Observer failed for: Connections summarized: 1 from 192.0.2.{n} in 1 s" for n in (7, 8)
+    ]
+
+
+def test_global_reactor() -> None:
+    """Without a reactor the installed one keeps the time."""
+    summaries = Summaries(list[Any]().append, 1)
+    summaries(Connection(5, v4("192.0.2.7"), SERVER))
+    summaries.close()
+
+
+def test_bad_network() -> None:
+    """A network that is none is an error that names it."""
+    with pytest.raises(ValueError, match=r"'192\.0\.2\.7/33'"):
+        Summaries(logConnection, networks=["192.0.2.7/33"], reactor=Clock())
+
+
+@pytest.mark.parametrize(
+    ("summary", "text"),
+    [
+        (Summary(812, 1, 60.5, "203.0.113.7", "tcp", "ipv4"), "812 from 203.0.113.7 in 60 s"),
+        (Summary(1, 1, 1, None, "unix", None), "1 from unix: in 1 s"),
+        (Summary(2, 1, 1.5, "/☃", "unix", None), r"2 from /\u2603 in 1 s"),
+        (Summary(7, 1, 9, None, None, None), "7 in 8 s"),
+    ],
+)
+def test_text(summary: Summary, text: str) -> None:
+    """Twisted's log gets a line."""
+    with capturedLogs() as events:
+        logConnection(summary)
+    assert [formatEvent(event) for event in events] == [f"Connections summarized: {text}"]
+
+
+clients = st.one_of(
+    st.builds(v4, st.sampled_from(["192.0.2.1", "192.0.2.2", "10.0.0.1", "10.0.0.2"])),
+    st.builds(v6, st.sampled_from(["2001:db8::1", "2001:db8::2", "2001:db8:0:1::1"])),
+    st.just(UNIXAddress(None)),
+)
+steps = st.tuples(clients, st.sampled_from([None, None, "failed"]), st.floats(0, 40))
+
+
+@given(
+    st.lists(steps, max_size=60),
+    st.none() | st.integers(0, 3),
+    st.sampled_from([(), ("10.0.0.0/8",), ("2001:db8::/64", "10.0.0.1")]),
+    st.integers(1, 4),
+)
+def test_nothing_is_lost(
+    fed: list[tuple[IAddress, str | None, float]],
+    perClient: int | None,
+    networks: tuple[str, ...],
+    most: int,
+) -> None:
+    """Each connection is passed on or counted once, whoever comes whenever, however many."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "CLIENTS", most)
+        feeding = Fed(perClient, *networks)
+        for client, error, wait in fed:
+            feeding.feed(client, error=error)
+            feeding.clock.advance(wait)
+        feeding.summaries.close()
+    assert not feeding.clock.getDelayedCalls()
+    passedOn = [each for each in feeding.got if isinstance(each, Connection)]
+    counted = [each for each in feeding.got if isinstance(each, Summary)]
+    assert len(passedOn) + sum(summary.count for summary in counted) == len(fed)
+    assert all(summary.first <= summary.last < summary.first + PERIOD for summary in counted)
+    if not networks and perClient is None:
+        assert not counted
+    errors: Callable[[Any], bool] = lambda each: each.error is not None  # noqa: E731
+    if perClient is None:
+        assert sum(map(errors, passedOn)) == sum(error is not None for _, error, _ in fed)
+    if perClient is not None:
+        assert max(Counter(map(str, (c.client for c in passedOn))).values(), default=0) <= (
+            perClient * (1 + sum(wait for *_, wait in fed) // PERIOD)
+        )
