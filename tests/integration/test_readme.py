@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 import sys
@@ -120,6 +121,18 @@ def test_tac(start: Start, tmp_path: Path) -> None:
     assert server.connections(2) == [f"{name} -> 127.0.0.1:{port}", "unix: -> unix:hello.sock"]
     assert "Connections: 2, recorded: 2, summarized: 0, lost: 0" in server.stop()
     assert len((tmp_path / "connections.jsonl").read_text().splitlines()) == 4
+
+
+def test_status_in_a_site(start: Start, tmp_path: Path) -> None:
+    """The .tac file with a status site shows what came."""
+    text = program("StatusResource").replace(":7880", ":0")
+    (tmp_path / "status.tac").write_text(text)
+    server = start("twistd", "--pidfile=", "-ny", "status.tac")
+    port = server.port()
+    untilEnd(("127.0.0.1", port))
+    status = server.expect(r"starting on (\d+)$")[1]
+    shown = run(tool("curl"), "-s", f"http://127.0.0.1:{status}/status.json").stdout
+    assert json.loads(shown)["connections"] == 1
 
 
 def test_systemd_units(tmp_path: Path) -> None:

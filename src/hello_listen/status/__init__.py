@@ -1,0 +1,7 @@
+"""Who connected: as a page to look at, as JSON, and as metrics. Needs prometheus-client."""
+
+from hello_listen.status.resource import StatusResource
+from hello_listen.status.site import StatusSite
+from hello_listen.status.tally import Client, Facts, Tally
+
+__all__ = ["Client", "Facts", "StatusResource", "StatusSite", "Tally"]

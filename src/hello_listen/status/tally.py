@@ -1,0 +1,248 @@
+"""What is known of the connections so far, in bounded memory."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from heapq import nlargest
+from operator import attrgetter
+
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.interfaces import IAddress
+
+from hello_listen.connection import Connection, Summary, addressText, network, subnet
+
+CLIENTS = 10_000
+"""Clients that are told apart, some 3 MB."""
+
+SERIES = 100
+"""Servers that are told apart. A PROXY header may name any; more are counted as C{other}."""
+
+LATEST = 50
+"""Connections that are kept as they are."""
+
+TOP = 20
+"""Clients that L{Facts} names."""
+
+PENDING = 64
+"""Connections that are counted together; with more, the garbage collector would run for them."""
+
+
+class Client:
+    """
+    A client that is told apart from others.
+
+    @ivar name: an IPv4 address, an IPv6 /64, or C{unix:} and the name of a socket, if any.
+    @ivar connections: how many it made since it is told apart.
+    @ivar missed: how many more it may have made before.
+    @ivar first: when the first of C{connections} was, in seconds since the epoch.
+    @ivar last: when the last was.
+    """
+
+    __slots__ = ("connections", "first", "last", "missed", "name")
+
+    def __init__(self, name: str, first: float, missed: int) -> None:
+        """
+        Tell a client apart from now on.
+
+        @param name: who it is.
+        @param first: when it came.
+        @param missed: how many connections it may have made before.
+        """
+        self.name = name
+        self.connections = 0
+        self.missed = missed
+        self.first = self.last = first
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a L{Tally} knows at one moment."""
+
+    now: float
+    """The moment, in seconds since the epoch."""
+
+    since: float
+    """When the counting began."""
+
+    connections: int
+    """How many there were in all."""
+
+    totals: dict[tuple[str, str, str], int]
+    """Of them, by transport, server, and what was wrong with the PROXY header or C{""}."""
+
+    lastMinute: int
+    """Of them, in the last 60 seconds."""
+
+    lastHour: int
+    """Of them, in the last 60 minutes."""
+
+    minutes: list[tuple[int, int]]
+    """The last 60 minutes, the present one last: when each began, and its connections."""
+
+    hours: list[tuple[int, int]]
+    """The last 24 hours, likewise."""
+
+    clients: list[Client]
+    """Those that came most, most first."""
+
+    others: int
+    """Connections of all clients that are not told apart."""
+
+    latest: list[Connection]
+    """The last connections, latest first."""
+
+
+class Tally:
+    """
+    An observer that counts connections, by server, by time and by client.
+
+    Totals and times are exact. Of the clients, C{limit} are told apart. When one more comes, the
+    half with the fewest connections is forgotten; a client that comes later may have been one of
+    them, and may have made as many connections (C{missed}). This is Space-Saving (Metwally,
+    Agrawal, El Abbadi 2005) in batches. Of N connections, no client misses more than
+    N / (limit / 2), and a client that made more than that is told apart.
+    """
+
+    def __init__(self, limit: int = CLIENTS, clock: Callable[[], float] = time.time) -> None:
+        """
+        Begin to count.
+
+        @param limit: how many clients to tell apart.
+        @param clock: returns the time, in seconds since the epoch.
+        """
+        self._clock = clock
+        self._limit = limit
+        self._since = clock()
+        self._pending: list[Connection] = []
+        self._connections = 0
+        self._totals: dict[tuple[str, str, str], int] = {}
+        self._seconds: dict[int, int] = {}
+        self._minutes: dict[int, int] = {}
+        self._clients: dict[str, Client] = {}
+        self._missed = 0
+        self._latest: deque[Connection] = deque(maxlen=LATEST)
+
+    def __call__(self, record: Connection | Summary) -> None:
+        """
+        Count a connection, or those that a summary stands for.
+
+        @param record: what was established.
+        """
+        if isinstance(record, Summary):
+            self._countSummary(record)
+            return
+        self._pending.append(record)
+        if len(self._pending) >= PENDING:
+            self._countPending()
+
+    def facts(self) -> Facts:
+        """Return what is known now."""
+        self._countPending()
+        now = self._clock()
+        second, minute, hour = int(now), int(now // 60), int(now // 3600)
+        minutes = [(60 * m, self._minutes.get(m, 0)) for m in range(minute - 59, minute + 1)]
+        return Facts(
+            now=now,
+            since=self._since,
+            connections=self._connections,
+            totals=dict(self._totals),
+            lastMinute=sum(self._seconds.get(s, 0) for s in range(second - 59, second + 1)),
+            lastHour=sum(count for _, count in minutes),
+            minutes=minutes,
+            hours=[
+                (3600 * h, sum(self._minutes.get(m, 0) for m in range(60 * h, 60 * h + 60)))
+                for h in range(hour - 23, hour + 1)
+            ],
+            clients=nlargest(TOP, self._clients.values(), key=attrgetter("connections")),
+            others=self._connections - sum(c.connections for c in self._clients.values()),
+            latest=list(reversed(self._latest)),
+        )
+
+    def _countPending(self) -> None:
+        """Count the connections that were only kept so far."""
+        pending, self._pending = self._pending, []
+        if not pending:
+            return
+        self._latest.extend(pending)
+        for second, count in Counter(map(int, map(attrgetter("time"), pending))).items():
+            self._countTime(second, count)
+        reached, alike = (pending[0].server, pending[0].error), 0
+        for connection in pending:
+            address, time = connection.client, connection.time
+            name = address.host if type(address) is IPv4Address else clientName(address)
+            client = self._clients.get(name) or self._tellApart(name, time)
+            client.connections += 1
+            client.last = time
+            # Those that follow each other mostly reach the same.
+            if (connection.server, connection.error) != reached:
+                self._countServer(*reached, alike)
+                reached, alike = (connection.server, connection.error), 0
+            alike += 1
+        self._countServer(*reached, alike)
+
+    def _countSummary(self, summary: Summary) -> None:
+        """Count the connections of a summary, which names neither server nor error."""
+        name, transport = summary.clientAddress, summary.transport or ""
+        self._countTime(int(summary.last), summary.count)
+        self._addTotal(transport, "", "", summary.count)
+        if transport in ("unix", "pipe"):
+            name = f"{transport}:{name or ''}"
+        if name is not None:
+            client = self._clients.get(name) or self._tellApart(name, summary.first)
+            client.connections += summary.count
+            client.last = summary.last
+
+    def _countTime(self, second: int, count: int) -> None:
+        """Count in the whole, in a second and in a minute."""
+        self._connections += count
+        for counts, key, most in (
+            (self._seconds, second, 60),
+            (self._minutes, second // 60, 24 * 60),
+        ):
+            counts[key] = counts.get(key, 0) + count
+            if len(counts) > most:
+                del counts[next(iter(counts))]
+
+    def _countServer(self, server: IAddress, error: str | None, count: int) -> None:
+        """Count connections that reached a server."""
+        self._addTotal(network(server)[0], addressText(server), error or "", count)
+
+    def _addTotal(self, transport: str, server: str, error: str, count: int) -> None:
+        """Count in the totals."""
+        key = transport, server, error
+        if key not in self._totals and len(self._totals) >= SERIES:
+            key = transport, "other", error
+        self._totals[key] = self._totals.get(key, 0) + count
+
+    def _tellApart(self, name: str, first: float) -> Client:
+        """Return a new client."""
+        if len(self._clients) >= self._limit:
+            self._forgetHalf()
+        client = self._clients[name] = Client(name, first, self._missed)
+        return client
+
+    def _forgetHalf(self) -> None:
+        """Forget the half of the clients that made the fewest connections, the oldest first."""
+        half = self._limit // 2
+        most = sorted(c.connections + c.missed for c in self._clients.values())
+        self._missed = most[half - 1]
+        for client in list(self._clients.values()):
+            if half and client.connections + client.missed <= self._missed:
+                del self._clients[client.name]
+                half -= 1
+
+
+def clientName(address: IAddress) -> str:
+    """
+    Return whom an address belongs to.
+
+    @param address: of an IPv6 address, the 64 bits in front are one client's.
+    """
+    if isinstance(address, IPv4Address):
+        return address.host
+    if isinstance(address, IPv6Address):
+        return subnet(address.host)
+    return addressText(address)

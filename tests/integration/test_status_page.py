@@ -1,0 +1,418 @@
+"""The status page in a real browser, the metrics in a real Prometheus, and both in a process."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from http.client import HTTPConnection
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+
+from browser import Browser, Page
+from processes import (
+    LOOPBACK,
+    PATIENCE,
+    Process,
+    Start,
+    freePort,
+    listens,
+    makeCertificate,
+    needTLS,
+    run,
+    tool,
+    untilEnd,
+)
+
+pytestmark = pytest.mark.unix
+README = (Path(__file__).parents[2] / "README.md").read_text()
+SCRIPT = b"<script>document.title = 'hacked'</script>"
+IMAGE = b"<img src=x onerror=\"document.title = 'hacked'\">'\"&amp;"
+
+
+def statusPort(process: Process) -> int:
+    """Read until the status listens, and return its port."""
+    return int(process.expect(r"Status on .*:(\d+)$")[1])
+
+
+def get(port: int, path: str = "/", host: str = "127.0.0.1") -> tuple[int, str]:
+    """Return the status and the content of an answer."""
+    client = HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+    client.request("GET", path, headers={"Host": host})
+    response = client.getresponse()
+    text = response.read().decode()
+    client.close()
+    return response.status, text
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Poll until a condition is true."""
+    last = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < last
+        time.sleep(0.02)
+
+
+def fromProxy(port: int, client: bytes, server: bytes) -> None:
+    """Connect as a proxy does that names UNIX sockets, as version 2 of the PROXY header can."""
+    signature = b"\r\n\r\n\0\r\nQUIT\n\x21\x31" + struct.pack("!H", 216)
+    with socket.create_connection(("127.0.0.1", port), PATIENCE) as proxy:
+        proxy.sendall(signature + client.ljust(108, b"\0") + server.ljust(108, b"\0"))
+        proxy.recv(1)
+
+
+def blocks(language: str) -> list[str]:
+    """Return the README's code blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+
+
+def test_one_more_option(hello: Start) -> None:
+    """--status tells who connected; connections are still logged."""
+    server = hello("-e", LOOPBACK, "--status", LOOPBACK)
+    status, port = statusPort(server), server.port()
+    assert get(status, "/healthz") == (200, "OK\n")
+    name, _ = untilEnd(("127.0.0.1", port))
+    until(lambda: name in get(status)[1])
+    known = json.loads(get(status, "/status.json")[1])
+    assert known["endpoints"] == [{"endpoint": LOOPBACK, "address": f"127.0.0.1:{port}"}]
+    assert known["connections"] == 1
+    assert server.connections(1) == [f"{name} -> 127.0.0.1:{port}"]
+    server.stop()
+
+
+def test_log(hello: Start) -> None:
+    """With a connection log, its counts are told, and that it cannot be written."""
+    server = hello("-e", LOOPBACK, "--status", LOOPBACK, "-l", "/dev/full")
+    status, port = statusPort(server), server.port()
+    untilEnd(("127.0.0.1", port))
+    until(lambda: get(status, "/healthz")[0] == 503)
+    assert "No space left on device" in get(status, "/healthz")[1]
+    assert "hello_listen_log_failing 1.0" in get(status, "/metrics")[1]
+    server.stop()
+
+
+@pytest.mark.parametrize("taken", ["-e", "--status"])
+def test_all_or_nothing(start: Start, taken: str) -> None:
+    """Where one of the endpoints cannot be bound, none is, and one line says why."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        there = f"tcp:{other.getsockname()[1]}:interface=127.0.0.1"
+        free = f"unix:{'status' if taken == '-e' else 'hello'}.sock"
+        arguments = {"-e": free, "--status": free} | {taken: there}
+        server = start("twistd", "-n", "--pidfile=", "hello-listen", *sum(arguments.items(), ()))
+        assert server.wait() == 1
+    assert server.lines[-1].endswith(f"hello-listen: Address already in use: '{there}'")
+    assert "Traceback" not in "\n".join(server.lines)
+    assert not list(server.folder.glob("*.sock*"))
+
+
+def test_answers_to_the_end(hello: Start, fifo: Path, reader: int) -> None:
+    """At a stop, the status is told until the last connection is recorded."""
+    server = hello("-e", LOOPBACK, "--status", LOOPBACK, "-l", fifo)
+    status, port = statusPort(server), server.port()
+    # More than a pipe holds that nobody reads.
+    for _ in range(400):
+        untilEnd(("127.0.0.1", port))
+    server.kill(signal.SIGTERM)
+    until(lambda: get(status, "/healthz") == (503, f"Not listening: {LOOPBACK}\n"))
+    assert json.loads(get(status, "/status.json")[1])["connections"] == 400
+    os.set_blocking(reader, True)
+    while os.read(reader, 65536):
+        pass
+    os.close(reader)
+    server.wait()
+    assert "recorded: 400, summarized: 0, lost: 0" in "\n".join(server.lines)
+
+
+def test_unix_and_tls(hello: Start, tmp_path: Path) -> None:
+    """The status may be on a UNIX socket, or behind TLS."""
+    curl = tool("curl")
+    server = hello("-e", LOOPBACK, "--status", "unix:status.sock")
+    server.port()
+    answer = run(curl, "-s", "--unix-socket", tmp_path / "status.sock", "http://localhost/healthz")
+    assert answer.stdout == "OK\n"
+    refused = run(curl, "-s", "--unix-socket", tmp_path / "status.sock", "http://a.example/")
+    assert "Unknown Host" in refused.stdout
+    server.stop()
+    needTLS("tls:")
+    (tmp_path / "server.pem").write_text(makeCertificate(tmp_path))
+    server = hello("-e", LOOPBACK, "--status", "tls:server.pem:0:interface=127.0.0.1")
+    assert run(curl, "-sk", f"https://127.0.0.1:{statusPort(server)}/healthz").stdout == "OK\n"
+    server.stop()
+
+
+def test_hosts(hello: Start) -> None:
+    """A name that --status-host gives is answered, another is not."""
+    server = hello("-e", LOOPBACK, "--status", LOOPBACK, "--status-host", "status.example")
+    status = statusPort(server)
+    assert get(status, host="status.example:80")[0] == 200
+    assert get(status, host="attacker.example")[0] == 403
+    server.stop()
+
+
+def test_slow_clients(hello: Start) -> None:
+    """200 slow HTTP clients keep neither a connection nor the page from others."""
+    server = hello("-e", LOOPBACK, "--status", LOOPBACK)
+    status, port = statusPort(server), server.port()
+    with ExitStack() as slow:
+        for number in range(200):
+            client = slow.enter_context(socket.create_connection(("127.0.0.1", status)))
+            client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"\r\n" * (number % 2))
+        untilEnd(("127.0.0.1", port))
+        server.connections(1)
+        assert get(status)[0] == 200
+    assert "Traceback" not in server.stop()
+
+
+def test_metrics_are_clean(hello: Start) -> None:
+    """Promtool finds nothing wrong with the metrics, whatever names clients have."""
+    promtool = tool("promtool")
+    server = hello("-e", f"haproxy:{LOOPBACK}", "--status", LOOPBACK, "-l", "c.jsonl")
+    status, port = statusPort(server), server.port()
+    fromProxy(port, SCRIPT, IMAGE + b'"\n\\ {} \xff')
+    until(lambda: "img src" in get(status, "/metrics")[1])
+    text = get(status, "/metrics")[1]
+    assert "<script" not in text
+    (server.folder / "metrics").write_text(text)
+    checked = run("/bin/sh", "-c", f"{promtool} check metrics <{server.folder}/metrics")
+    assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
+    server.stop()
+
+
+@pytest.mark.slow
+def test_prometheus(hello: Start, start: Start, tmp_path: Path) -> None:
+    """A Prometheus that scrapes the metrics can tell the rate of connections."""
+    server = hello("-e", LOOPBACK, "--status", LOOPBACK)
+    status, port = statusPort(server), server.port()
+    (tmp_path / "prometheus.yml").write_text(
+        "scrape_configs: [{job_name: hello, scrape_interval: 200ms, scrape_timeout: 200ms, "
+        f"static_configs: [{{targets: ['127.0.0.1:{status}']}}]}}]"
+    )
+    web = freePort()
+    start(
+        "prometheus", f"--web.listen-address=127.0.0.1:{web}", "--config.file=prometheus.yml",
+        "--storage.tsdb.path=data",
+    ).expect("ready to receive web requests")  # fmt: skip
+
+    def rate() -> float:
+        """Return the connections a second that Prometheus knows of."""
+        untilEnd(("127.0.0.1", port))
+        query = quote("rate(hello_listen_connections_total[1m])")
+        result = json.loads(get(web, f"/api/v1/query?query={query}")[1])["data"]["result"]
+        assert all(each["metric"]["server"] == f"127.0.0.1:{port}" for each in result)
+        return sum(float(each["value"][1]) for each in result)
+
+    until(lambda: rate() > 0)
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """Start a browser for all tests, each of which opens its own pages."""
+    chromium = Browser(tmp_path_factory.mktemp("chromium"))
+    yield chromium
+    chromium.close()
+
+
+Open = Callable[..., Page]
+
+
+@pytest.fixture
+def show(browser: Browser) -> Iterator[Open]:
+    """Open the status that is served on a port; nothing may be wrong with it, or come from afar."""
+    pages: list[tuple[Page, str]] = []
+
+    def openPage(port: int, **options: object) -> Page:
+        page = browser.page(**options)  # type: ignore[arg-type]
+        pages.append((page, f"http://127.0.0.1:{port}/"))
+        page.open(pages[-1][1])
+        return page
+
+    yield openPage
+    for page, url in pages:
+        assert page.complaints() == []
+        assert page.requests()
+        assert all(request.startswith(url) for request in page.requests())
+
+
+@pytest.mark.slow
+def test_page_shows_who_comes(hello: Start, show: Open) -> None:
+    """The page shows a new connection by itself, and keeps focus and scrolling."""
+    server = hello("-e", LOOPBACK, "--status", LOOPBACK)
+    status, port = statusPort(server), server.port()
+    for _ in range(60):
+        untilEnd(("127.0.0.1", port))
+    page = show(status)
+    assert page.text(".main dd") == "60"
+    page.evaluate(
+        "window.kept = true; region = document.querySelector('#latest').closest('.scroll'); "
+        "region.focus(); region.scrollTop = 99"
+    )
+    name, _ = untilEnd(("127.0.0.1", port))
+    asked = page.requests().count(f"http://127.0.0.1:{status}/")
+    page.until(f"document.querySelector('#latest').innerText.includes('{name}')")
+    assert page.requests().count(f"http://127.0.0.1:{status}/") <= asked + 1
+    assert page.text(".main dd") == "61"
+    assert page.text("#state") == "Live"
+    assert page.evaluate("document.querySelector('#latest tr').className") == "new"
+    assert page.evaluate("kept && document.activeElement === region && region.scrollTop") == 99
+    assert page.evaluate("document.title") == "61 - hello-listen"
+    server.stop()
+
+
+@pytest.mark.slow
+def test_page_says_when_the_server_is_gone(hello: Start, show: Open) -> None:
+    """When the server does not answer, the page says since when, and goes on when it does."""
+    port = freePort()
+    arguments = "-e", LOOPBACK, "--status", f"tcp:{port}:interface=127.0.0.1"
+    server = hello(*arguments)
+    page = show(statusPort(server))
+    page.until("document.querySelector('#state').innerText === 'Live'")
+    server.stop()
+    page.until("document.querySelector('#state').innerText.startsWith('No answer since ')")
+    assert page.evaluate("document.querySelector('#state').dataset.state") == "gone"
+    server = hello(*arguments)
+    statusPort(server)
+    page.until("document.querySelector('#state').innerText === 'Live'")
+    # What the browser itself tells of a refused connection is expected.
+    assert page.complaints(forget=True)
+    server.stop()
+
+
+@pytest.mark.slow
+def test_names_stay_text_in_a_browser(hello: Start, show: Open) -> None:
+    """Script and markup in an address are shown, and nothing else."""
+    server = hello("-e", f"haproxy:{LOOPBACK}", "--status", LOOPBACK)
+    status, port = statusPort(server), server.port()
+    fromProxy(port, SCRIPT, b"/run/hello")
+    page = show(status)
+    assert SCRIPT.decode() in page.text("#latest")
+    assert SCRIPT.decode() in page.text("#clients")
+    fromProxy(port, IMAGE, IMAGE)
+    page.until("document.querySelector('#latest').rows.length === 2")
+    assert IMAGE.decode()[:42] in page.text("#latest")
+    assert page.evaluate("[document.scripts.length, document.images.length]") == [1, 1]
+    assert page.evaluate("document.title") == "2 - hello-listen"
+    server.stop()
+
+
+@pytest.mark.slow
+def test_page_without_scripts(hello: Start, show: Open) -> None:
+    """Without JavaScript the page is whole, and reloads."""
+    server = hello("-e", LOOPBACK, "--status", LOOPBACK)
+    status, port = statusPort(server), server.port()
+    page = show(status, scripts=False)
+    assert page.text("#state") == "Reloads every 5 seconds"
+    assert page.text(".main dd") == "0"
+    name, _ = untilEnd(("127.0.0.1", port))
+    page.until("document.querySelector('.main dd')?.innerText === '1'")
+    assert name in page.text("#latest")
+    server.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_looks(hello: Start, show: Open, tmp_path: Path, width: int, scheme: str) -> None:
+    """It fits narrow and wide screens, and has no fault that axe-core finds, light or dark."""
+    server = hello(
+        "-e", LOOPBACK, "-e", f"haproxy:{LOOPBACK}", "-e", "unix:hello.sock",
+        "--status", LOOPBACK, "-l", "/dev/full",
+    )  # fmt: skip
+    status, port, proxied = statusPort(server), server.port(), server.port()
+    for _ in range(30):
+        untilEnd(("127.0.0.1", port))
+    untilEnd(f"{tmp_path}/hello.sock")
+    fromProxy(proxied, SCRIPT, IMAGE)
+    run(tool("curl"), "-s", f"http://127.0.0.1:{proxied}/")
+    until(lambda: get(status, "/healthz")[0] == 503)
+    page = show(status, width=width, scheme=scheme)
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    folder = Path(os.environ.get("HELLO_LISTEN_SCREENSHOTS", tmp_path))
+    page.screenshot(folder / f"status-{width}-{scheme}.png")
+    modules = run(tool("npm"), "root", "--global").stdout.strip()
+    page.evaluate(Path(tool(f"{modules}/axe-core/axe.min.js", os.F_OK)).read_text())
+    faults = page.evaluate(
+        "axe.run().then(result => result.violations.map("
+        "each => `${each.id}: ${each.nodes.map(node => node.html).join(' ')}`))"
+    )
+    assert faults == []
+    server.stop()
+
+
+RULES_TEST = """
+rule_files: [rules.yml]
+evaluation_interval: 1m
+tests:
+  - interval: 1m
+    input_series:
+      - {series: 'hello_listen_connections_total{job="j", instance="i", server="0.0.0.0:1"}', values: 0x30}
+      - {series: 'hello_listen_connections_total{job="j", instance="i", server="192.0.2.1:1"}', values: _x9 1x20}
+      - {series: 'hello_listen_lost_total{job="j", instance="i"}', values: 0x9 5x20}
+    alert_rule_test:
+      - {eval_time: 8m, alertname: CanaryTouched}
+      - {eval_time: 9m, alertname: ConnectionsLost}
+      - {eval_time: 11m, alertname: CanaryTouched, exp_alerts: [{exp_labels: {job: j, instance: i}}]}
+      - {eval_time: 11m, alertname: ConnectionsLost, exp_alerts: [{exp_labels: {job: j, instance: i}}]}
+      - {eval_time: 25m, alertname: CanaryTouched}
+"""  # noqa: E501
+
+
+def test_alert_rules(tmp_path: Path) -> None:
+    """The README's alert rules tell of the first connection, and of what is lost."""
+    promtool = tool("promtool")
+    [rules] = [block for block in blocks("yaml") if "CanaryTouched" in block]
+    (tmp_path / "rules.yml").write_text(rules)
+    checked = run(promtool, "check", "rules", tmp_path / "rules.yml")
+    assert checked.returncode == 0, checked.stderr
+    assert "2 rules found" in checked.stdout
+    (tmp_path / "rules.yml").write_text(re.sub(r" *annotations:\n.*\n", "", rules))
+    (tmp_path / "test.yml").write_text(RULES_TEST)
+    tested = run(promtool, "test", "rules", "test.yml", cwd=tmp_path)
+    assert tested.returncode == 0, tested.stdout + tested.stderr
+
+
+def test_embedding(start: Start, tmp_path: Path) -> None:
+    """The README's .tac file serves the status."""
+    [block] = [block for block in blocks("python") if "StatusSite" in block]
+    (tmp_path / "hello.tac").write_text(re.sub(":78[78]0?8?:", ":0:", block))
+    server = start("twistd", "--pidfile=", "-ny", "hello.tac")
+    port = server.port()
+    status = int(server.expect(r"\(StatusSite\) starting on (\d+)")[1])
+    untilEnd(("127.0.0.1", port))
+    assert json.loads(get(status, "/status.json")[1])["connections"] == 1
+    server.stop()
+
+
+def test_nginx_with_a_password(hello: Start, start: Start, tmp_path: Path) -> None:
+    """The README's nginx asks for a password, and passes on who has it."""
+    curl, openssl = tool("curl"), tool("openssl")
+    server = hello("-e", LOOPBACK, "--status", "unix:status.sock")
+    server.port()
+    [block] = [block for block in blocks("nginx") if "auth_basic" in block]
+    assert "unix:/run/hello-listen/status.sock" in block
+    port = freePort()
+    block = block.replace("/run/hello-listen/status.sock", f"{tmp_path}/status.sock")
+    block = block.replace("/etc/nginx/hello-listen.htpasswd", f"{tmp_path}/htpasswd")
+    block = re.sub(r"listen .*;", f"listen 127.0.0.1:{port};", block)
+    block = re.sub(r"ssl_certificate.*;", "", block)
+    hashed = run(openssl, "passwd", "-apr1", "secret").stdout.strip()
+    (tmp_path / "htpasswd").write_text(f"me:{hashed}\n")
+    (tmp_path / "nginx.conf").write_text(
+        f"daemon off; master_process off; pid {tmp_path}/nginx.pid; error_log stderr;"
+        f"events {{}} http {{ access_log off;\n{block}\n}}"
+    )
+    start("nginx", "-c", tmp_path / "nginx.conf", "-p", tmp_path, "-e", "stderr")
+    until(lambda: listens(port))
+    url = f"http://127.0.0.1:{port}/status/"
+    assert "401" in run(curl, "-si", url).stdout.splitlines()[0]
+    assert "200" in run(curl, "-si", "-u", "me:secret", url).stdout.splitlines()[0]
+    assert run(curl, "-s", "-u", "me:secret", f"{url}healthz").stdout == "OK\n"
+    server.stop()

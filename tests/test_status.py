@@ -1,0 +1,517 @@
+"""What the status resource answers, asked over HTTP in memory."""
+
+from __future__ import annotations
+
+import errno
+import json
+import re
+import signal
+import sys
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+from http.client import HTTPResponse
+from io import BytesIO
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openMetrics
+from prometheus_client.parser import text_string_to_metric_families as textMetrics
+from twisted.internet.address import IPv4Address, UNIXAddress
+from twisted.internet.error import CannotListenError, ConnectionAborted, ConnectionDone
+from twisted.internet.interfaces import IAddress, IProtocolNegotiationFactory
+from twisted.internet.task import Clock
+from twisted.internet.testing import MemoryReactorClock, StringTransport
+from twisted.logger import capturedLogs, formatEvent
+from twisted.python.failure import Failure
+from twisted.python.usage import UsageError
+from twisted.web.resource import Resource
+
+from hello_listen import Connection, ListenError
+from hello_listen.connection import addressText
+from hello_listen.status import StatusResource, Tally
+from hello_listen.status.site import CLIENTS, LONGEST, PATIENCE, StatusSite
+from hello_listen.tap import Options, makeService
+from test_service import FakePort
+from test_service import FakeReactor as ListeningReactor
+from test_tally import NOON, SERVER, connection
+
+PAGES = ("/", "/status.json", "/metrics", "/healthz", "/style.css", "/script.js", "/icon.svg")
+PROXY = IPv4Address("TCP", "10.0.0.2", 40112)
+
+
+@dataclass
+class Log:
+    """The figures of a connection log."""
+
+    recorded: int = 7
+    summarized: int = 0
+    lost: int = 0
+    failing: str | None = None
+    waiting: int = 0
+
+
+@dataclass
+class Factory:
+    """What waits for PROXY headers."""
+
+    waiting: dict[object, object] = field(default_factory=dict)
+
+
+@dataclass
+class Service:
+    """What listens where."""
+
+    listening: list[tuple[str, IAddress | None]]
+    factory: Factory = field(default_factory=Factory)
+
+
+def status(log: Log | None = None, address: IAddress | None = SERVER, **options: Any) -> Any:
+    """Return a resource for an endpoint that listens at an address, and its tally."""
+    tally = Tally(clock=lambda: NOON)
+    service: Any = Service([("tcp:7878", address)])
+    someLog: Any = log
+    return StatusResource(tally, service, someLog, **options), tally
+
+
+class HTTP:
+    """A connection of an HTTP client, in memory."""
+
+    def __init__(self, site: StatusSite) -> None:
+        """Connect."""
+        self.transport = StringTransport()
+        self.protocol = site.buildProtocol(None)
+        self.protocol.makeConnection(self.transport)
+
+    def ask(
+        self, path: str = "/", method: str = "GET", host: str | None = "localhost", **headers: str
+    ) -> tuple[HTTPResponse, str]:
+        """Return what is answered to a request."""
+        self.transport.clear()
+        lines = [f"{method} {path} HTTP/1.1", *([] if host is None else [f"Host: {host}"])]
+        lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+        self.protocol.dataReceived("\r\n".join([*lines, "", ""]).encode())
+        return self.response(method)
+
+    def response(self, method: str = "GET") -> tuple[HTTPResponse, str]:
+        """Return what was answered."""
+        answer: Any = self
+        response = HTTPResponse(answer, method=method)
+        response.begin()
+        return response, response.read().decode()
+
+    def makefile(self, *_: object) -> BytesIO:
+        """Let what was written be read."""
+        return BytesIO(self.transport.value())
+
+
+def ask(resource: Resource, path: str = "/", **options: Any) -> tuple[HTTPResponse, str]:
+    """Return what a resource answers."""
+    return HTTP(StatusSite(resource, Clock())).ask(path, **options)
+
+
+class Parser(HTMLParser):
+    """Collects the text and the elements of a page, and their attributes."""
+
+    def __init__(self, page: str) -> None:
+        """Read a page."""
+        super().__init__()
+        self.text = ""
+        self.elements: set[str] = set()
+        self.attributes: set[str] = set()
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Keep its name."""
+        self.elements.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+
+    def handle_data(self, data: str) -> None:
+        """Keep the text."""
+        self.text += data
+
+
+def test_page() -> None:
+    """The page tells who listens where, how many connected, who came most and who last."""
+    resource, tally = status(Log(), IPv4Address("TCP", "127.0.0.1", 7878))
+    for number in range(25):
+        for _ in range(number + 1):
+            tally(connection(f"192.0.2.{number}", NOON - 86_400))
+    tally(connection(UNIXAddress(None), NOON, UNIXAddress(b"/run/hello"), "proxy_header_timeout"))
+    tally(Connection(NOON, SERVER, SERVER, PROXY))
+    response, page = ask(resource)
+    assert response.getheader("Content-Type") == "text/html; charset=utf-8"
+    text = re.sub("\n+", "|", Parser(page).text)
+    assert "|327 - hello-listen|" in text
+    assert "|connections327in the last minute2in the last hour2recorded7summarized0lost0|" in text
+    assert "|tcp:7878 on 127.0.0.1:7878|" in text
+    assert "|Last hour by minute|12:00: 211:01at most 2 in a minutenow|" in text
+    assert "|192.0.2.242521 Nov 12:0021 Nov 12:00192.0.2.2324" in text
+    assert "everybody else17|" in text
+    assert "|12:00:00192.0.2.1:7878192.0.2.1:7878via 10.0.0.2:40112" in text
+    assert "12:00:00unix:proxy_header_timeoutunix:/run/hello" in text
+    assert 'role="alert"></div>' in page
+
+
+def test_page_of_nobody() -> None:
+    """Before the first connection, the page says so, and what is not known is left out."""
+    page = ask(StatusResource(Tally()))[1]
+    assert page.count("Nobody has connected yet.") == 2
+    assert "lost" not in page
+    assert "at most" not in page
+
+
+def test_page_says_what_is_wrong() -> None:
+    """An endpoint that does not listen and a log that cannot be written are told first."""
+    page = ask(status(Log(lost=3, failing="No space left on device", waiting=1234), None)[0])[1]
+    text = Parser(page).text
+    assert "Not listening: tcp:7878" in text
+    assert "The connection log cannot be written: No space left on device. 1,234 bytes" in text
+    assert "tcp:7878 does not listen" in text
+    assert '<div class="bad"><dt>lost</dt><dd>3</dd></div>' in page
+
+
+def test_page_marks_what_is_not_exact() -> None:
+    """A client that may have come more often than is known is shown with at least so many."""
+    tally = Tally(2)
+    for client in "abcd":
+        tally(connection(client))
+    page = ask(StatusResource(tally))[1]
+    assert "≥ 1" in page
+
+
+def test_everything_filled() -> None:
+    """The page stays below 60 kB, however long the names of clients are."""
+    resource, tally = status(Log())
+    for number in range(1440):
+        name = b"<" * 100 + b"%d" % (number % 30)
+        client, server = UNIXAddress(name), UNIXAddress(name)
+        tally(Connection(NOON - 60 * number, client, server, UNIXAddress(name), "x"))
+    assert 30_000 < len(ask(resource)[1].encode()) < 60_000
+
+
+def test_json() -> None:
+    """The same facts as JSON, in full."""
+    resource, tally = status(Log(failing="Disk full"))
+    name = b"/" + b"n" * 100
+    tally(connection(UNIXAddress(name), NOON - 60))
+    tally(connection())
+    response, text = ask(resource, "/status.json")
+    assert response.getheader("Content-Type") == "application/json; charset=utf-8"
+    known = json.loads(text)
+    assert known["endpoints"] == [{"endpoint": "tcp:7878", "address": "192.0.2.1:7878"}]
+    assert (known["connections"], known["last_minute"], known["last_hour"]) == (2, 1, 2)
+    assert (known["recorded"], known["summarized"], known["lost"]) == (7, 0, 0)
+    assert len(known["problems"]) == 1
+    assert known["minutes"][-1] == {"timestamp": "2026-11-22T12:00:00.000000Z", "connections": 1}
+    assert len(known["hours"]) == 24
+    assert known["servers"] == [
+        {
+            "network.transport": "tcp",
+            "server": "192.0.2.1:7878",
+            "error.type": "",
+            "connections": 2,
+        }
+    ]
+    assert known["clients"][0] == {
+        "client.address": f"unix:{name.decode()}",
+        "connections": 1,
+        "missed": 0,
+        "first": "2026-11-22T11:59:00.000000Z",
+        "last": "2026-11-22T11:59:00.000000Z",
+    }
+    assert known["others"] == 0
+    assert known["latest"][0] == connection().fields()
+    assert "lost" not in json.loads(ask(StatusResource(tally), "/status.json")[1])
+
+
+def samples(families: Any) -> dict[tuple[str, str], float]:
+    """Return the values of metrics, by their name and the labels' values."""
+    return {
+        (
+            sample.name,
+            " ".join(value for _, value in sorted(sample.labels.items())[::-1]),
+        ): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+@pytest.mark.parametrize("accept", ["", "text/plain;version=0.0.4", "*/*", "text/plain;version=x"])
+def test_metrics(accept: str) -> None:
+    """The figures as Prometheus's text, with the process's own."""
+    resource, tally = status(Log(lost=2, waiting=99, failing="Disk full"))
+    tally(connection(error="proxy_header_timeout"))
+    response, text = ask(resource, "/metrics", accept=accept)
+    assert str(response.getheader("Content-Type")).startswith("text/plain; version=0.0.4;")
+    known = samples(textMetrics(text))
+    ours = {name: value for name, value in known.items() if name[0].startswith("hello_listen")}
+    assert ours == {
+        ("hello_listen_connections_total", "tcp 192.0.2.1:7878 "): 0,
+        ("hello_listen_connections_total", "tcp 192.0.2.1:7878 proxy_header_timeout"): 1,
+        ("hello_listen_headers_waiting", ""): 0,
+        ("hello_listen_recorded_total", ""): 7,
+        ("hello_listen_summarized_total", ""): 0,
+        ("hello_listen_lost_total", ""): 2,
+        ("hello_listen_log_failing", ""): 1,
+        ("hello_listen_log_waiting_bytes", ""): 99,
+    }
+    assert any(name.startswith("python_info") for name, _ in known)
+
+
+def test_open_metrics() -> None:
+    """OpenMetrics for those who prefer it; without a service and a log, what is known."""
+    tally = Tally()
+    tally(connection())
+    accept = "application/openmetrics-text;version=1.0.0,text/plain;q=0.5"
+    response, text = ask(StatusResource(tally), "/metrics", accept=accept)
+    assert str(response.getheader("Content-Type")).startswith("application/openmetrics-text;")
+    known = samples(openMetrics(text))
+    assert known["hello_listen_connections_total", "tcp 192.0.2.1:7878 "] == 1
+    assert ("hello_listen_lost_total", "") not in known
+
+
+@settings(max_examples=50)
+@given(st.binary(min_size=1, max_size=107), st.binary(min_size=1, max_size=107))
+def test_names_stay_text(client: bytes, server: bytes) -> None:
+    """Whatever a UNIX client or a PROXY header names itself, is neither markup nor a metric."""
+    resource, tally = status()
+    tally(connection())
+    harmless = Parser(ask(resource)[1])
+    for _ in range(2):
+        tally(Connection(NOON, UNIXAddress(client), UNIXAddress(server), UNIXAddress(client)))
+    page = Parser(ask(resource)[1])
+    assert page.elements <= harmless.elements | {"span"}
+    assert page.attributes <= harmless.attributes
+    assert addressText(UNIXAddress(client))[:47] in page.text
+    label = f"unix {addressText(UNIXAddress(server))} "
+    metrics = samples(textMetrics(ask(resource, "/metrics")[1]))
+    assert metrics["hello_listen_connections_total", label] == 2
+    assert json.loads(ask(resource, "/status.json")[1])["connections"] == 3
+
+
+def test_health() -> None:
+    """All is well while every endpoint listens and the log can be written; else it says why not."""
+    response, text = ask(status(Log())[0], "/healthz")
+    assert (response.status, text) == (200, "OK\n")
+    response, text = ask(status(Log(), None)[0], "/healthz")
+    assert (response.status, text) == (503, "Not listening: tcp:7878\n")
+    response, text = ask(status(Log(failing="Disk full"))[0], "/healthz")
+    assert response.status == 503
+    assert "Disk full" in text
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_head(path: str) -> None:
+    """HEAD is answered as GET is, without the content."""
+    resource, _ = status()
+    got, _ = ask(resource, path)
+    head, body = ask(resource, path, method="HEAD")
+    assert (got.status, head.status, body) == (200, 200, "")
+    assert head.getheader("Content-Type") == got.getheader("Content-Type")
+    if path != "/metrics":  # Their process goes on meanwhile.
+        assert head.getheader("Content-Length") == got.getheader("Content-Length")
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "TRACE", "NONSENSE"])
+@pytest.mark.parametrize("path", ["/", "/metrics", "/nowhere"])
+def test_other_methods(method: str, path: str) -> None:
+    """Only GET and HEAD are allowed."""
+    response, _ = ask(status()[0], path, method=method)
+    assert (response.status, response.getheader("Allow")) == (405, "GET, HEAD")
+
+
+@pytest.mark.parametrize("path", ["/nowhere", "/metrics/more", "/style.css/", "//", "/page.xml"])
+def test_other_paths(path: str) -> None:
+    """What is not there is not found."""
+    assert ask(status()[0], path)[0].status == 404
+
+
+@pytest.mark.parametrize("path", [*PAGES, "/nowhere", "*"])
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize("host", ["localhost", "attacker.example"])
+def test_headers(path: str, method: str, host: str) -> None:
+    """Every answer has the headers that keep browsers from being tricked, and tells no version."""
+    response, _ = ask(status()[0], path, method=method, host=host)
+    headers = dict(response.getheaders())
+    assert headers["Content-Security-Policy"].startswith("default-src 'none'; ")
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert headers["Referrer-Policy"] == "no-referrer"
+    assert headers["Cache-Control"] == "no-store"
+    assert "Server" not in headers
+
+
+@pytest.mark.parametrize(
+    ("host", "answered"),
+    [
+        (None, 200),
+        ("127.0.0.1:7880", 200),
+        ("192.0.2.1", 200),
+        ("[::1]:7880", 200),
+        ("[2001:db8::1]", 200),
+        ("localhost:7880", 200),
+        ("LocalHost", 200),
+        ("status.example:443", 200),
+        ("STATUS.example", 200),
+        ("attacker.example", 403),
+        ("attacker.example:7880", 403),
+        ("localhost.attacker.example", 403),
+        ("127.0.0.1.attacker.example", 403),
+        ("127.0.0.1, attacker.example", 403),
+        ("", 403),
+        ("1", 403),
+    ],
+)
+@pytest.mark.parametrize("path", PAGES)
+def test_host(host: str | None, answered: int, path: str) -> None:
+    """A browser that was led here by a name of somebody else's is refused."""
+    response, _ = ask(status(hosts=["Status.example"])[0], path, host=host)
+    assert response.status == answered
+
+
+def test_elsewhere() -> None:
+    """An embedder may put it anywhere in a site; the checks stay, and links are relative."""
+    root = Resource()
+    root.putChild(b"who is it", status()[0])
+    response, _ = ask(root, "/who%20is%20it")
+    assert (response.status, response.getheader("Location")) == (302, "who%20is%20it/")
+    assert ask(root, "/who%20is%20it", host="attacker.example")[0].status == 403
+    assert ask(root, "/who%20is%20it/")[0].status == 200
+    assert ask(root, "/who%20is%20it/style.css")[0].status == 200
+
+
+def site() -> tuple[StatusSite, Clock]:
+    """Return a site, and the clock that it goes by."""
+    clock = Clock()
+    return StatusSite(status()[0], clock), clock
+
+
+def test_slow_requests() -> None:
+    """A client that drips its request is dropped after a while."""
+    served, clock = site()
+    slow = HTTP(served)
+    for _ in range(PATIENCE):
+        assert not slow.transport.disconnected
+        slow.protocol.dataReceived(b"G")
+        clock.advance(1)
+    assert slow.transport.disconnected
+
+
+def test_patience_anew() -> None:
+    """A client that asks again and again stays, on one connection."""
+    served, clock = site()
+    client = HTTP(served)
+    for path in ("/", "/healthz") * 5:
+        assert client.ask(path)[0].status == 200
+        clock.advance(PATIENCE - 1)
+    assert not client.transport.disconnected
+    client.transport.loseConnection()
+    client.protocol.connectionLost(Failure(ConnectionDone()))
+    client.protocol.write(b"too late")
+    assert not served.protocols
+    assert not clock.getDelayedCalls()
+
+
+def test_negotiation() -> None:
+    """Over TLS, HTTP/1.1 is all that is spoken."""
+    assert IProtocolNegotiationFactory(site()[0]).acceptableProtocols() == [b"http/1.1"]
+
+
+def test_many_clients() -> None:
+    """However many clients are slow, another is answered; the one answered least lately goes."""
+    served, _ = site()
+    viewer = HTTP(served)
+    slow = [HTTP(served) for _ in range(CLIENTS - 1)]
+    assert viewer.ask()[0].status == 200
+    for _ in range(CLIENTS - 1):
+        slow.append(HTTP(served))
+        gone = slow.pop(0)
+        assert gone.transport.disconnected
+        gone.protocol.connectionLost(Failure(ConnectionAborted()))
+    assert viewer.ask()[0].status == 200
+    assert len(served.protocols) == CLIENTS
+
+
+def test_long_requests() -> None:
+    """A client that sends more than any request needs is dropped."""
+    served, _ = site()
+    client = HTTP(served)
+    client.protocol.dataReceived(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1")
+    client.protocol.dataReceived(b"0" * 9 + b"\r\n\r\n")
+    for _ in range(LONGEST // 1024):
+        assert not client.transport.disconnected
+        client.protocol.dataReceived(bytes(1024))
+    assert client.transport.disconnected
+    client.protocol.connectionLost(Failure(ConnectionAborted()))
+
+
+def test_command_line() -> None:
+    """--status is bound first, and its tally is told beside the log."""
+    reactor = MemoryReactorClock()
+    options = Options(reactor)
+    options.parseOptions(["-e", "tcp:1", "--status", "tcp:2", "--status-host", "status.example"])
+    service: Any = makeService(options, reactor)
+    service.privilegedStartService()
+    service.startService()
+    assert [port for port, *_ in reactor.tcpServers] == [2, 1]
+    with capturedLogs() as events:
+        service.factory.established(SERVER, SERVER)
+    assert formatEvent(events[-1]) == "Connection established! 192.0.2.1:7878 -> 192.0.2.1:7878"
+    client = HTTP(reactor.tcpServers[0][1])
+    assert json.loads(client.ask("/status.json", host="status.example")[1])["connections"] == 1
+
+
+@pytest.mark.parametrize("refused", [1, 2])
+def test_all_or_nothing(monkeypatch: pytest.MonkeyPatch, refused: int) -> None:
+    """Where the status or an endpoint cannot be bound, what was bound before is released."""
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    error = CannotListenError(None, refused, OSError(errno.EADDRINUSE, "Address already in use"))
+    ports = [FakePort()] * (refused == 1)
+    reactor = ListeningReactor(*ports, error)
+    options = Options(reactor)
+    options.parseOptions(["-e", "tcp:1", "--status", "tcp:2"])
+    with pytest.raises(ListenError, match=f"Address already in use: 'tcp:{refused}'"):
+        makeService(options, reactor).privilegedStartService()
+    assert all(port.stopped for port in ports)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--status", "tcp:x"], "'tcp:x': not a number: 'x'"),
+        (["--status", "tcp:1", "--status", "tcp:2"], "there is one status endpoint: 'tcp:2'"),
+        (["--status", "haproxy:tcp:1"], "'haproxy:tcp:1': a PROXY header is of no use here"),
+        (["--status-host", "status.example"], "--status-host needs --status"),
+    ],
+)
+def test_usage_errors(arguments: list[str], reason: str) -> None:
+    """What is wrong with the options is told in one line."""
+    with pytest.raises(UsageError, match=re.escape(reason)):
+        Options(MemoryReactorClock()).parseOptions(arguments)
+
+
+def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the Prometheus client, --status says what to install."""
+    for name in [name for name in sys.modules if name.startswith("hello_listen.status")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    with pytest.raises(UsageError, match="pip install prometheus-client"):
+        Options(MemoryReactorClock()).parseOptions(["--status", "tcp:1"])
+
+
+@pytest.mark.unix
+def test_a_status_that_fails_late_ends_the_process() -> None:
+    """Where the status cannot be served after the start, the process ends."""
+    received: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
+    try:
+        options = Options(MemoryReactorClock())
+        options.parseOptions(["--status", "tcp:1"])
+        service: Any = makeService(options, MemoryReactorClock())
+        with capturedLogs() as events:
+            service.status.listenFailed(ListenError(None, "onion:80", "no onion"))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert received == [signal.SIGTERM]
+    assert formatEvent(events[-1]) == "no onion: 'onion:80'"

@@ -1,0 +1,192 @@
+"""The tally's totals, times and clients."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.interfaces import IAddress
+from twisted.internet.task import Clock
+
+from hello_listen import Connection
+from hello_listen.connection import Summary
+from hello_listen.status import Facts, Tally
+from hello_listen.status.tally import LATEST, PENDING, SERIES, TOP, clientName
+
+NOON = 1_795_348_800.0
+"""A full hour, and midday in UTC."""
+
+SERVER = IPv4Address("TCP", "192.0.2.1", 7878)
+
+
+def connection(
+    client: str | IAddress = "198.51.100.7",
+    time: float = NOON,
+    server: IAddress = SERVER,
+    error: str | None = None,
+) -> Connection:
+    """Return a connection, of an IPv4 client unless an address is given."""
+    if isinstance(client, str):
+        client = IPv4Address("TCP", client, 1)
+    return Connection(time=time, client=client, server=server, error=error)
+
+
+def summary(count: int, client: str | None, transport: str | None = "tcp") -> Summary:
+    """Return what stands for many connections."""
+    return Summary(count, NOON - 60, NOON, client, transport, None)
+
+
+def clients(facts: Facts) -> dict[str, int]:
+    """Return the connections of each client that is named."""
+    return {client.name: client.connections for client in facts.clients}
+
+
+def test_totals() -> None:
+    """Connections are counted by transport, server, and what was wrong with the header."""
+    tally = Tally()
+    for error in (None, "proxy_header_timeout", None):
+        tally(connection(error=error))
+    tally(connection(UNIXAddress(None), server=UNIXAddress(b"/run/hello")))
+    tally(connection(server=IPv6Address("UDP", "::1", 7)))
+    facts = tally.facts()
+    assert facts.connections == 5
+    assert facts.totals == {
+        ("tcp", "192.0.2.1:7878", ""): 2,
+        ("tcp", "192.0.2.1:7878", "proxy_header_timeout"): 1,
+        ("unix", "unix:/run/hello", ""): 1,
+        ("udp", "[::1]:7", ""): 1,
+    }
+
+
+def test_many_servers() -> None:
+    """Of the servers that PROXY headers name, no more than a number are told apart."""
+    tally = Tally()
+    for port in range(SERIES + 5):
+        tally(connection(server=IPv4Address("TCP", "192.0.2.1", port)))
+    totals = tally.facts().totals
+    assert len(totals) == SERIES + 1
+    assert totals["tcp", "other", ""] == 5
+
+
+def test_times() -> None:
+    """Connections are counted in the last minute, and by minute and hour, up to a day."""
+    clock = Clock()
+    clock.advance(NOON - 86_400)
+    tally = Tally(clock=clock.seconds)
+    for ago in (86_400, 82_799, 3_600, 3_599, 3_000, 60, 59, 1, 0):
+        clock.advance(NOON - ago - clock.seconds())
+        tally(connection(time=clock.seconds()))
+    facts = tally.facts()
+    assert (facts.since, facts.now) == (NOON - 86_400, NOON)
+    assert (facts.connections, facts.lastMinute, facts.lastHour) == (9, 3, 5)
+    minutes = [count for _, count in facts.minutes]
+    assert (facts.minutes[0][0], facts.minutes[-1][0]) == (NOON - 59 * 60, NOON)
+    assert (minutes[9], minutes[58], minutes[59], sum(minutes)) == (1, 3, 1, 5)
+    hours = [count for _, count in facts.hours]
+    assert (facts.hours[0][0], facts.hours[-1][0]) == (NOON - 23 * 3600, NOON)
+    assert (hours[0], hours[22], hours[23], sum(hours)) == (1, 6, 1, 8)
+
+
+def test_two_days() -> None:
+    """Of more than a day, the last day is kept."""
+    tally = Tally(clock=lambda: NOON + 86_400)
+    for minute in range(2880):
+        tally(connection(time=NOON - 86_400 + 60 * minute))
+    assert [count for _, count in tally.facts().hours] == [60] * 23 + [0]
+
+
+@pytest.mark.parametrize(
+    ("address", "name"),
+    [
+        (IPv4Address("TCP", "192.0.2.7", 1), "192.0.2.7"),
+        (IPv6Address("TCP", "2001:db8:1:2:3::4", 1), "2001:db8:1:2::/64"),
+        (IPv6Address("TCP", "fe80::1%eth0", 1), "fe80::/64"),
+        (UNIXAddress(None), "unix:"),
+        (UNIXAddress(b"192.0.2.7"), "unix:192.0.2.7"),
+    ],
+)
+def test_client_name(address: IAddress, name: str) -> None:
+    """A client is an IPv4 address, an IPv6 /64, a UNIX name, or all without a name."""
+    assert clientName(address) == name
+    tally = Tally()
+    tally(connection(address))
+    assert clients(tally.facts()) == {name: 1}
+
+
+def test_clients() -> None:
+    """Those that came most are named with when they came, and others are counted."""
+    tally = Tally()
+    for number in range(TOP + 5):
+        for time in range(number + 1):
+            tally(connection(f"192.0.2.{number}", NOON + time))
+    facts = tally.facts()
+    assert [client.connections for client in facts.clients] == list(range(TOP + 5, 5, -1))
+    most = facts.clients[0]
+    assert (most.name, most.first, most.last, most.missed) == ("192.0.2.24", NOON, NOON + 24, 0)
+    assert facts.others == 0
+
+
+def test_latest() -> None:
+    """The last connections are kept, latest first."""
+    tally = Tally()
+    all_ = [connection(time=NOON + number) for number in range(PENDING + LATEST)]
+    for one in all_:
+        tally(one)
+    assert tally.facts().latest == all_[: -LATEST - 1 : -1]
+
+
+@given(st.integers(2, 12), st.lists(st.integers(0, 30), max_size=300))
+def test_error_bound(limit: int, sequence: list[int]) -> None:
+    """However clients come, what is missed of any is within the bound, and the sum is exact."""
+    tally = Tally(limit)
+    for number in sequence:
+        tally(connection(f"192.0.2.{number}"))
+    facts = tally.facts()
+    assert len(facts.clients) <= limit
+    assert facts.others + sum(clients(facts).values()) == len(sequence)
+    bound = len(sequence) / (limit / 2)
+    true = Counter(f"192.0.2.{number}" for number in sequence)
+    for client in facts.clients:
+        missed = true.pop(client.name) - client.connections
+        assert 0 <= missed <= client.missed <= bound
+    assert all(count <= bound for count in true.values())
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 9), st.integers(0, 2), st.floats(0, 7200), st.booleans()),
+        max_size=2 * PENDING + 9,
+    )
+)
+def test_exact(sequence: list[tuple[int, int, float, bool]]) -> None:
+    """Totals are exact in whatever order connections come, and whenever they are asked for."""
+    tally = Tally(clock=lambda: NOON)
+    for client, port, ago, asked in sequence:
+        server = IPv4Address("TCP", "192.0.2.1", port)
+        tally(connection(f"192.0.2.{client}", NOON - ago, server))
+        if asked:
+            tally.facts()
+    facts = tally.facts()
+    assert facts.connections == sum(facts.totals.values()) == len(sequence)
+    assert sum(count for _, count in facts.hours) == len(sequence)
+    ports = Counter(("tcp", f"192.0.2.1:{port}", "") for _, port, _, _ in sequence)
+    assert facts.totals == ports
+    assert clients(facts) == Counter(f"192.0.2.{client}" for client, _, _, _ in sequence)
+
+
+def test_summaries() -> None:
+    """A summary counts as all of its connections."""
+    tally = Tally(clock=lambda: NOON)
+    tally(connection())
+    tally(summary(10, "198.51.100.7"))
+    tally(summary(5, None, "unix"))
+    tally(summary(2, None, None))
+    facts = tally.facts()
+    assert facts.connections == 18
+    assert facts.totals["", "", ""] == 2
+    assert clients(facts) == {"198.51.100.7": 11, "unix:": 5}
+    assert facts.others == 2
+    assert facts.lastMinute == 18
