@@ -1,0 +1,308 @@
+"""The README's fleet: nobody is lost while each part of it goes away in turn."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import time
+import urllib.parse
+import urllib.request
+from bisect import bisect
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crowd import Crowd
+from processes import PATIENCE, SCRIPTS, Process, Start, run, tool, until, untilEnd
+
+pytestmark = [pytest.mark.fleet, pytest.mark.unix]
+README = (Path(__file__).parents[2] / "README.md").read_text()
+FILES = {
+    name: text
+    for text, name in re.findall(
+        r"^```\w+\n(# ([\w.]+): .*?)^```$", README, re.DOTALL | re.MULTILINE
+    )
+}
+"""The README's files, by name."""
+
+INI = re.findall(r"^```ini\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+
+WHO = 'log stdout format raw local0\n    log-format "ended %ci:%cp %s %ts"\n'
+"""What HAProxy is told in addition: to say which node answered whom, and how that ended."""
+
+BATCH = 0.01
+"""Seconds whose records a SIGKILL may take."""
+
+Record = dict[str, Any]
+
+
+class Fleet:
+    """The README's fleet, in a folder and a network of loopback addresses of its own."""
+
+    def __init__(self, start: Start, folder: Path) -> None:
+        """Write the files, with addresses that no other test has."""
+        self._start = start
+        self.folder = folder
+        self.network = f"127.{os.getpid() // 200 % 200 + 1}.{os.getpid() % 200 + 1}"
+        self.front = f"{self.network}.10"
+        self.parts: dict[str, Process] = {}
+        self.pids: dict[int, list[int]] = defaultdict(list)
+        for name, text in FILES.items():
+            text = text.replace("127.0.0", self.network)
+            text = text.replace("_interval: 5s", "_interval: 1s")
+            text = text.replace("listen hello\n", f"listen hello\n    {WHO}")
+            (folder / name).write_text(text)
+
+    def run(self, part: str) -> Process:
+        """Start a part as the README does, with its output in a file."""
+        self.parts[part] = process = self._start(
+            "sh", "-c", f"exec sh fleet.sh {part} >>'{part}.out' 2>>'{part}.err'",
+            patience=20 * PATIENCE, env={**os.environ, "PATH": f"{SCRIPTS}:{os.environ['PATH']}"},
+        )  # fmt: skip
+        if part.startswith("node"):
+            number = int(part[-1])
+            self.pids[number].append(process.pid)
+            until(lambda: self.get(f"{self.network}.1{number}:7880/healthz"))
+        return process
+
+    def stop(self, part: str, number: int = signal.SIGTERM) -> None:
+        """Tell a part to end, and wait until it has."""
+        self.parts.pop(part).stop(number)
+
+    def get(self, location: str, **query: str) -> str:
+        """Return what is there, or nothing as long as nobody answers."""
+        try:
+            url = f"http://{location}?{urllib.parse.urlencode(query)}"
+            with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
+                return str(answer.read().decode())
+        except OSError:
+            return ""
+
+    def ask(self, query: str) -> list[dict[str, Any]]:
+        """Return Prometheus' answer to a query, or nothing as long as it has none."""
+        answer = self.get(f"{self.front}:9090/api/v1/query", query=query)
+        return json.loads(answer)["data"]["result"] if answer else []
+
+    def lines(self, pattern: str) -> Counter[str]:
+        """Return the lines of connection logs."""
+        files = self.folder.glob(pattern)
+        return Counter(line for file in files for line in file.read_text().splitlines())
+
+    def said(self, file: str, pattern: str) -> list[Any]:
+        """Return what a part said in its output or in its errors."""
+        return re.findall(pattern, (self.folder / file).read_text())
+
+
+@pytest.fixture
+def fleet(start: Start, tmp_path: Path) -> Iterator[Fleet]:
+    """Start the fleet; in the end, tell each part to end."""
+    for name in ("haproxy", "prometheus", "rsyslogd", "logrotate"):
+        tool(name)
+    fleet = Fleet(start, tmp_path)
+    for number in (1, 2, 3):
+        fleet.run(f"node {number}")
+        fleet.run(f"carrier {number}")
+    fleet.run("central")
+    fleet.run("front")
+    fleet.run("prometheus")
+    until(lambda: fleet.said("front.err", "Loading success"))
+    until(lambda: len(fleet.ask("up == 1")) == 3)
+    yield fleet
+    for part in reversed(list(fleet.parts)):
+        fleet.stop(part)
+
+
+def test_fleet(fleet: Fleet) -> None:
+    """Of 100,000 clients, all are in one file but for what SIGKILL took, and Prometheus agrees."""
+    sources = [f"{fleet.network}.{number}" for number in range(20, 28)]
+    crowd = Crowd((fleet.front, 7878), sources)
+    crowd.start()
+    try:
+        crowd.untilEnded(10_000)
+        fleet.stop("node 1")
+        fleet.run("node 1")
+
+        crowd.untilEnded(25_000)
+        killed = fleet.pids[2][0]
+        fleet.stop("node 2", signal.SIGKILL)
+        fleet.run("node 2")
+
+        crowd.untilEnded(40_000)
+        fleet.stop("central")
+        away = time.monotonic()
+        until(lambda: time.monotonic() >= away + 10)
+        fleet.run("central")
+
+        crowd.untilEnded(60_000)
+        log = fleet.folder / "logs3" / "connections.jsonl"
+        [rotation] = re.findall(r"^```logrotate\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+        rules = fleet.folder / "logrotate.conf"
+        rules.write_text(rotation.replace("/var/log/hello-listen", str(log.parent)))
+        rotated = run(tool("logrotate"), "-f", "-s", fleet.folder / "state", rules)
+        assert (rotated.returncode, rotated.stdout, rotated.stderr) == (0, "", "")
+        until(log.exists)
+        assert len(list(log.parent.glob("connections.jsonl*"))) == 2
+
+        crowd.untilEnded(75_000)
+        fleet.parts["front"].kill(signal.SIGUSR2)
+        until(lambda: fleet.said("front.err", "Former worker .* exited"))
+
+        crowd.untilEnded(100_000)
+    finally:
+        crowd.finish()
+    assert crowd.failed == {}
+    assert crowd.ended >= 100_000
+
+    # The last scrapes, and the last record of each node.
+    counted = f'hello_listen_connections_total{{server="{fleet.front}:7878"}}'
+    for number in (1, 2, 3):
+        node = f"{fleet.network}.1{number}:7880"
+        [count] = re.findall(
+            rf'^hello_listen_connections_total{{.*"{fleet.front}:7878".*}} (\S+)$',
+            fleet.get(f"{node}/metrics"), re.MULTILINE,
+        )  # fmt: skip
+        until(
+            lambda node=node, count=count: (
+                [
+                    float(series["value"][1])
+                    for series in fleet.ask(f'{counted} and {{instance="{node}"}}')
+                ]
+                == [float(count)]
+            )
+        )
+    samples = fleet.ask(f"{counted}[10m]")
+    starts = fleet.ask("process_start_time_seconds[10m]")
+    for number in (1, 2, 3):
+        fleet.stop(f"node {number}")
+    written = fleet.lines("logs[123]/*")
+    until(lambda: set(fleet.lines("logs/central.jsonl")) == set(written))
+    assert max(written.values()) == 1
+
+    records = [json.loads(line) for line in written]
+    runs = {r["service.instance.id"]: r["process.pid"] for r in records if "process.pid" in r}
+    named = [r for r in records if r.get("server.port") == 7878]
+    assert {record["network.peer.address"] for record in named} == {fleet.front}
+    recorded = Counter((r["client.address"], r["client.port"]) for r in named)
+
+    # Each client is named, but for those of the node that was killed.
+    assert recorded - crowd.answered == Counter()
+    absent = crowd.answered - recorded
+    ends = defaultdict(list)
+    for name, port, server, state in fleet.said("front.out", r"ended (\S+):(\d+) (\S+) (\S\S)"):
+        ends[name, int(port)].append((server, state))
+    assert all(("node2", "--") in ends[name] or ("node2", "SD") in ends[name] for name in absent), [
+        (name, ends[name]) for name in absent
+    ]
+    taken = [name for name in absent if ("node2", "SD") not in ends[name]]
+    times = {
+        pid: sorted(moment(r) for r in named if runs[r["service.instance.id"]] == pid)
+        for pid in runs.values()
+    }
+    busiest = max(
+        bisect(seen, t + BATCH) - n for seen in times.values() for n, t in enumerate(seen)
+    )
+    rate = sum(t > times[killed][-1] - 1 for t in times[killed])
+    print(f"{crowd.ended} clients, {rate}/s on the node that was killed: {len(taken)} records lost")
+    print(f"{len(absent)} absent, {busiest} in the busiest hundredth of a second")
+    assert len(taken) <= busiest
+
+    # The report counts as much.
+    told = run(SCRIPTS / "hello-listen-report", "--json", fleet.folder / "logs" / "central.jsonl")
+    report = json.loads(told.stdout)
+    assert (told.returncode, report["missing"], report["lost"]) == (0, 0, 0)
+    assert {r["process.pid"]: r["state"] for r in report["runs"]} == {
+        pid: "killed" if pid == killed else "closed" for pid in runs.values()
+    }
+    assert report["recorded"] == len(named) == crowd.ended - len(absent)
+    lost = Counter(name for name, _ in absent.elements())
+    answered = Counter(name for name, _ in crowd.answered.elements())
+    said = {c["client.address"]: c["connections"] for c in report["clients"]}
+    assert {source: said[source] for source in sources} == answered - lost
+    assert set(said) == {*sources, fleet.front}
+
+    # What Prometheus lacks came after the last scrape of a process that ended.
+    for number, pids in fleet.pids.items():
+        node = f"{fleet.network}.1{number}:7880"
+        [begun] = [dict(s["values"]) for s in starts if s["metric"]["instance"] == node]
+        [values] = [s["values"] for s in samples if s["metric"]["instance"] == node]
+        last = {begun[when]: (when, int(value)) for when, value in values}
+        assert len(last) == len(pids)
+        for pid, (_, (scraped, count)) in zip(pids, sorted(last.items()), strict=True):
+            later = sum(t > scraped for t in times[pid])
+            ended = pid != pids[-1]
+            print(f"node {number}: {len(times[pid])} recorded, {count} scraped, {later} later")
+            assert count <= len(times[pid]) + (len(taken) if pid == killed else 0)
+            assert len(times[pid]) - count <= (later if ended else 0)
+
+
+def moment(record: Record) -> float:
+    """Return when a connection was, in seconds since the epoch."""
+    return datetime.fromisoformat(record["timestamp"].replace("Z", "+00:00")).timestamp()
+
+
+def test_node_units(start: Start, tmp_path: Path) -> None:
+    """The units of a node are right, and their command serves clients and tells who they are."""
+    socket, service, _, _, status, drop = INI
+    service = service.replace("/opt/hello-listen/bin", str(SCRIPTS))
+    drop = drop.replace("/opt/hello-listen/bin", str(SCRIPTS))
+    drop = drop.replace("/var/log/hello-listen", str(tmp_path))
+    (tmp_path / "hello-listen.socket").write_text(socket)
+    (tmp_path / "hello-listen.service").write_text(service)
+    (tmp_path / "hello-listen-status.socket").write_text(status)
+    (tmp_path / "hello-listen.service.d").mkdir()
+    (tmp_path / "hello-listen.service.d" / "node.conf").write_text(drop)
+    units = sorted(tmp_path.glob("hello-listen*.*t"))
+    checked = run(
+        tool("systemd-analyze"), "verify", *units, env={"SYSTEMD_UNIT_PATH": f"{tmp_path}:"}
+    )
+    assert (checked.returncode, re.findall(".*hello-listen.*", checked.stderr)) == (0, [])
+    [command] = re.findall(r"^ExecStart=((?:.*\\\n)*.+)$", drop, re.MULTILINE)
+    node = start(
+        "systemd-socket-activate", f"--listen={tmp_path}/hello", f"--listen={tmp_path}/status",
+        "--fdname=hello:status", *command.replace("INET6", "UNIX").replace("\\\n", "").split(),
+    )  # fmt: skip
+    node.expect("Listening on .*status")
+    asked = run(
+        tool("curl"), "-s", "--unix-socket", tmp_path / "status", "http://localhost/healthz"
+    )
+    assert asked.stdout, node.stop()
+    header = r"printf 'PROXY TCP4 192.0.2.7 10.0.0.10 1 7878\r\n'"
+    run("sh", "-c", f"{header} | {tool('socat')} - UNIX:{tmp_path}/hello")
+    until(lambda: "192.0.2.7" in (tmp_path / "connections.jsonl").read_text())
+
+
+def test_kafka(start: Start, tmp_path: Path) -> None:
+    """Records reach a topic of Kafka's by the command that is shown."""
+    tool("kcat")
+    [command] = re.findall(r"^twistd .*kcat .*$", README, re.MULTILINE)
+    broker = "127.0.0.1:1 -X test.mock.num.brokers=1 -X debug=mock"
+    command = command.replace("kafka:9092", broker)
+    command = command.replace("-l -", f"-l - -e unix:{tmp_path}/s").replace(
+        "twistd ", f"{SCRIPTS}/twistd --pidfile=twistd.pid ", 1
+    )
+    producer = start("sh", "-c", f"{command} 2>kcat.log")
+    until(lambda: (tmp_path / "s").exists())
+    [broker] = re.findall(r"bootstrap.servers=(\S+)", (tmp_path / "kcat.log").read_text())
+    for _ in range(20):  # kcat reads a kilobyte at a time.
+        untilEnd(f"{tmp_path}/s")
+    consumer = start("kcat", "-C", "-u", "-b", broker, "-t", "connections")
+    consumer.expect("Connection log opened")
+    for number in (1, 2, 3):
+        consumer.expect(f'"sequence": {number}')
+    os.kill(int((tmp_path / "twistd.pid").read_text()), signal.SIGTERM)
+    producer.wait()
+
+
+def test_rules(tmp_path: Path) -> None:
+    """Prometheus finds nothing wrong with its files."""
+    for name in ("prometheus.yml", "rules.yml"):
+        (tmp_path / name).write_text(FILES[name])
+    checked = run(tool("promtool"), "check", "config", tmp_path / "prometheus.yml")
+    assert checked.returncode == 0, checked.stderr
+    assert "4 rules found" in checked.stdout
