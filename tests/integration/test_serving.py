@@ -255,7 +255,11 @@ def test_parameters_that_cannot_be_used(
     server = hello(
         "-l", "log", "-e", f"{prefix}ssl:0:interface=127.0.0.1:{key}:dhParameters=dh.pem"
     )
-    name, data = untilEnd(("127.0.0.1", server.port()))
+    said = server.expect(r"Listening on .*:(\d+)$|dhParameters=dh\.pem'$")
+    if said[1] is None:  # Older Twisted reads them at the start, and so refuses them then.
+        assert server.wait() == 1
+        return
+    name, data = untilEnd(("127.0.0.1", int(said[1])))
     assert data == b""
     output = server.stop()
     [record] = recorded(tmp_path / "log")
