@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from logs import counted, recorded
-from processes import LOOPBACK, Start, addressOf, load, makeCertificate, silent
+from processes import LOOPBACK, Start, addressOf, load, makeCertificate, silent, slow
 
 pytestmark = pytest.mark.unix
 
@@ -26,7 +26,7 @@ def header(number: int) -> bytes:
     return b"PROXY TCP4 192.0.2.7 198.51.100.1 %d 443\r\n" % number
 
 
-@pytest.mark.parametrize(("wanted", "few"), [(8000, 1024), (1000, 30)])
+@pytest.mark.parametrize(("wanted", "few"), [slow(8000, 1024), (1000, 30)])
 def test_plain_tcp(limited: Start, tmp_path: Path, descriptors: int, wanted: int, few: int) -> None:
     """Many clients at once need one descriptor."""
     count = min(wanted, descriptors - 100)

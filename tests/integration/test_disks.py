@@ -114,7 +114,8 @@ def test_full_disk(start: Start, tmp_path: Path, kind: str, log: str) -> None:
         checkFullAndEmpty(server, tmp_path, disk.log, disk.empty)
 
 
-@pytest.mark.parametrize("log", ["-", slow("log")])
+@pytest.mark.slow
+@pytest.mark.parametrize("log", ["-", "log"])
 def test_file_that_may_not_grow(start: Start, tmp_path: Path, log: str) -> None:
     """A file at its limit is one line as well, until the limit is gone."""
     server = start(
@@ -171,6 +172,7 @@ def test_two_processes_on_a_file_that_may_not_grow(start: Start, tmp_path: Path)
 
 
 @needsRoot
+@pytest.mark.slow
 def test_loss_with_both_logs_on_a_full_disk(start: Start, tmp_path: Path) -> None:
     """Where Twisted's log has no room either, the connection log itself tells what it lost."""
     with mounted("tmpfs", tmp_path) as disk:

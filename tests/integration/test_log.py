@@ -144,6 +144,7 @@ def test_uid(start: Start, tmp_path: Path) -> None:
     assert len(recorded(tmp_path / "log")) == 5
 
 
+@pytest.mark.slow
 def test_two_processes_on_one_file(hello: Start, tmp_path: Path) -> None:
     """Their lines do not mix."""
     servers = [hello("-l", tmp_path / "log", "-e", LOOPBACK) for _ in range(2)]

@@ -144,6 +144,7 @@ def test_pipe(logs: Path) -> None:
     assert (done.stdout, done.stderr) == (f"{head}\n1\n", "")
 
 
+@pytest.mark.slow
 def test_leaves_nothing(logs: Path, tmp_path: Path) -> None:
     """What was kept in the temporary folder is gone at the end, after errors too."""
     for argument, status in (("--json", 1), ("none.jsonl", 2), ("--top=-1", 2)):

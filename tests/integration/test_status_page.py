@@ -88,6 +88,7 @@ def test_one_more_option(hello: Start) -> None:
     server.stop()
 
 
+@pytest.mark.slow
 def test_log(hello: Start) -> None:
     """With a connection log, its counts are told, and that it cannot be written."""
     server = hello("-e", LOOPBACK, "--status", LOOPBACK, "-l", "/dev/full")
