@@ -95,7 +95,7 @@ class Connection:
         fields["server.address"], fields["server.port"] = hostAndPort(self.server)
         fields["network.peer.address"], fields["network.peer.port"] = hostAndPort(self.proxy)
         fields["error.type"] = self.error
-        return {name: value for name, value in fields.items() if value is not None}
+        return _known(fields)
 
     def json(self, numbered: str = "") -> str:
         """
@@ -156,7 +156,7 @@ class Summary:
             "network.type": self.networkType,
             "client.address": self.clientAddress,
         }
-        return {name: value for name, value in fields.items() if value is not None}
+        return _known(fields)
 
     def json(self, numbered: str = "") -> str:
         """
@@ -171,8 +171,18 @@ class Summary:
         text = f"{SUMMARIZED}: {self.count}"
         if self.clientAddress is not None or self.transport in ("unix", "pipe"):
             where = self.clientAddress or f"{self.transport}:"
-            text += f" from {where.encode('ascii', 'backslashreplace').decode('ascii')}"
+            text += f" from {_ascii(where)}"
         return f"{text} in {ceil(self.last - self.first) or 1} s"
+
+
+def _known(fields: dict[str, str | int | None]) -> dict[str, str | int]:
+    """Return the fields that have a value."""
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _ascii(text: str) -> str:
+    """Escape what is not ASCII: a log in another encoding than UTF-8 would drop the whole line."""
+    return text.encode("ascii", "backslashreplace").decode("ascii")
 
 
 def numberedJSON(fields: dict[str, str | int], numbered: str) -> str:
@@ -213,9 +223,7 @@ def addressText(address: IAddress) -> str:
     """Return an address as ASCII: C{host:port}, C{[host]:port}, C{unix:path} or C{pipe:}."""
     host, port = hostAndPort(address)
     if port is None:
-        text = f"{network(address)[0]}:{host or ''}"
-        # A log in another encoding than UTF-8 would drop the whole line.
-        return text.encode("ascii", "backslashreplace").decode("ascii")
+        return _ascii(f"{network(address)[0]}:{host or ''}")
     return f"[{host}]:{port}" if isinstance(address, IPv6Address) else f"{host}:{port}"
 
 
