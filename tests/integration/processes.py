@@ -13,8 +13,8 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -121,13 +121,21 @@ def tool(name: str, mode: int = os.F_OK | os.X_OK) -> str:
     return path
 
 
+README = (Path(__file__).parents[2] / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    """Return the README's code blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+
+
 def slow(*values: object) -> object:
     """Return a case that is tested only with C{-m slow}, as CI does: others say most of it."""
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
 def until(condition: Callable[[], object]) -> None:
-    """Wait until something is so, that nobody tells of when it is."""
+    """Poll until the condition is true."""
     for _ in range(int(PATIENCE * 100)):
         if condition():
             return
@@ -216,6 +224,27 @@ def connecting(address: tuple[str, int] | str) -> tuple[socket.socket, int]:
     client = socket.socket(familyOf(address))
     client.setblocking(False)
     return client, client.connect_ex(address)
+
+
+@contextmanager
+def clientsWithoutEnd(address: tuple[str, int] | str) -> Iterator[list[bytes]]:
+    """Let eight clients connect again and again, and give what each read until its clean end."""
+    ended: list[bytes] = []
+    going = threading.Event()
+
+    def connect() -> None:
+        while not going.is_set():
+            ended.append(untilEnd(address)[1])
+
+    clients = [threading.Thread(target=connect) for _ in range(8)]
+    for client in clients:
+        client.start()
+    try:
+        yield ended
+    finally:
+        going.set()
+        for client in clients:
+            client.join()
 
 
 def silent(stack: ExitStack, address: tuple[str, int] | str, count: int) -> None:

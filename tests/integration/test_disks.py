@@ -22,6 +22,7 @@ from processes import (
     SCRIPTS,
     Process,
     Start,
+    clientsWithoutEnd,
     load,
     run,
     slow,
@@ -320,24 +321,11 @@ def test_logrotate_under_load(start: Start, tmp_path: Path, told: bool) -> None:
     configuration, log = tmp_path / "logrotate.conf", tmp_path / "log"
     configuration.write_text(ROTATION.format(folder=tmp_path, signal=command if told else ""))
     configuration.chmod(0o600)
-    ended, going = [], threading.Event()
-
-    def connect() -> None:
-        while not going.is_set():
-            ended.append(untilEnd(address)[1])
-
-    clients = [threading.Thread(target=connect) for _ in range(8)]
-    for client in clients:
-        client.start()
-    try:
+    with clientsWithoutEnd(address) as ended:
         for _ in range(4):
             untilWritten(log, 500)
             rotated = run(logrotate, "-f", "-s", tmp_path / "state", configuration)
             assert (rotated.returncode, rotated.stderr) == (0, "")
-    finally:
-        going.set()
-        for client in clients:
-            client.join()
     total = len(ended)
     assert counted(server.stop()) == (total, total, 0)
     compressed = list(tmp_path.glob("log.*.gz"))

@@ -19,10 +19,9 @@ from typing import Any
 import pytest
 
 from crowd import Crowd
-from processes import PATIENCE, SCRIPTS, Process, Start, run, tool, until, untilEnd
+from processes import PATIENCE, README, SCRIPTS, Process, Start, blocks, run, tool, until, untilEnd
 
 pytestmark = [pytest.mark.fleet, pytest.mark.unix]
-README = (Path(__file__).parents[2] / "README.md").read_text()
 FILES = {
     name: text
     for text, name in re.findall(
@@ -31,7 +30,7 @@ FILES = {
 }
 """The README's files, by name."""
 
-INI = re.findall(r"^```ini\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+INI = blocks("ini")
 
 WHO = 'log stdout format raw local0\n    log-format "ended %ci:%cp %s %ts"\n'
 """What HAProxy is told in addition: to say which node answered whom, and how that ended."""

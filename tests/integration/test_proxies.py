@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import socket
-import threading
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from processes import (
     SCRIPTS,
     Process,
     Start,
+    clientsWithoutEnd,
     freePort,
     listens,
     makeCertificate,
@@ -260,17 +260,8 @@ def test_restart_loses_nobody(inherit: Start, tmp_path: Path, family: str) -> No
     def serve() -> Process:
         return inherit(listener, "-e", f"systemd:domain={family}:name=hello")
 
-    ended, going = [], threading.Event()
-
-    def connect() -> None:
-        while not going.is_set():
-            ended.append(untilEnd(address)[1])
-
-    clients = [threading.Thread(target=connect) for _ in range(8)]
-    for client in clients:
-        client.start()
     counts = []
-    try:
+    with listener, clientsWithoutEnd(address) as ended:
         for _ in range(2):
             server = serve()
             server.connections(200)
@@ -279,11 +270,6 @@ def test_restart_loses_nobody(inherit: Start, tmp_path: Path, family: str) -> No
             counts.append(int(re.findall(r"Connections: (\d+)", output)[-1]))
         last = serve()
         last.connections(50)
-    finally:
-        going.set()
-        for client in clients:
-            client.join()
-        listener.close()
     counts.append(int(re.findall(r"Connections: (\d+)", last.stop())[-1]))
     assert ended == [b""] * sum(counts)
     if family == "UNIX":

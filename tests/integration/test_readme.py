@@ -13,9 +13,11 @@ import pytest
 
 from processes import (
     PATIENCE,
+    README,
     SCRIPTS,
     Start,
     addressOf,
+    blocks,
     familyOf,
     isKnown,
     makeCertificate,
@@ -25,12 +27,6 @@ from processes import (
 )
 
 pytestmark = pytest.mark.unix
-README = (Path(__file__).parents[2] / "README.md").read_text()
-
-
-def blocks(language: str) -> list[str]:
-    """Return the README's code blocks of a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
 
 
 def onFreePorts(text: str) -> str:

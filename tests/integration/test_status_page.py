@@ -8,7 +8,6 @@ import re
 import signal
 import socket
 import struct
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from http.client import HTTPConnection
@@ -23,17 +22,18 @@ from processes import (
     PATIENCE,
     Process,
     Start,
+    blocks,
     freePort,
     listens,
     makeCertificate,
     needTLS,
     run,
     tool,
+    until,
     untilEnd,
 )
 
 pytestmark = pytest.mark.unix
-README = (Path(__file__).parents[2] / "README.md").read_text()
 SCRIPT = b"<script>document.title = 'hacked'</script>"
 IMAGE = b"<img src=x onerror=\"document.title = 'hacked'\">'\"&amp;"
 
@@ -53,25 +53,12 @@ def get(port: int, path: str = "/", host: str = "127.0.0.1") -> tuple[int, str]:
     return response.status, text
 
 
-def until(condition: Callable[[], object]) -> None:
-    """Poll until a condition is true."""
-    last = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < last
-        time.sleep(0.02)
-
-
 def fromProxy(port: int, client: bytes, server: bytes) -> None:
     """Connect as a proxy does that names UNIX sockets, as version 2 of the PROXY header can."""
     signature = b"\r\n\r\n\0\r\nQUIT\n\x21\x31" + struct.pack("!H", 216)
     with socket.create_connection(("127.0.0.1", port), PATIENCE) as proxy:
         proxy.sendall(signature + client.ljust(108, b"\0") + server.ljust(108, b"\0"))
         proxy.recv(1)
-
-
-def blocks(language: str) -> list[str]:
-    """Return the README's code blocks of a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
 
 
 def test_one_more_option(hello: Start) -> None:
