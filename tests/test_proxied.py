@@ -19,7 +19,6 @@ from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import ISSLTransport
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
-from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from zope.interface import directlyProvides
 
 from hello_listen import Connection, HelloFactory
@@ -244,25 +243,6 @@ def test_hang_up_halfway(data: bytes) -> None:
     protocol.connectionLost()
     server.clock.advance(TIMEOUT)
     assert [connection.error for connection in server.seen] == ["proxy_header_incomplete"]
-
-
-def test_one_that_cannot_be_evicted() -> None:
-    """A connection that has no descriptor makes no room."""
-    server = Server()
-    protocol, transport = server.connect()
-    assert not protocol.evict()
-    assert not transport.disconnecting
-
-
-def test_evict_within_tls() -> None:
-    """What TLS wraps is asked, and not TLS."""
-    server = Server()
-    protocol = server.factory.buildProtocol(PROXY)
-    assert isinstance(protocol, ProxiedProtocol)
-    wrapper = ProtocolWrapper(WrappingFactory(server.factory), protocol)
-    wrapper.makeConnection(StringTransport(hostAddress=HOST, peerAddress=PROXY))
-    assert protocol.transport is wrapper
-    assert not protocol.evict()
 
 
 def test_stop() -> None:

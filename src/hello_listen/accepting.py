@@ -6,17 +6,17 @@ import errno
 import os
 import socket
 import sys
-from collections.abc import Iterable
 from contextlib import suppress
+from io import BytesIO
 from itertools import islice
 from typing import Any
 
-from twisted.internet import tcp
 from twisted.internet.abstract import FileDescriptor
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone, ConnectionLost
-from twisted.internet.interfaces import IAddress, IListeningPort, ITransport
+from twisted.internet.interfaces import IAddress, IListeningPort
+from twisted.internet.protocol import FileWrapper
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -35,8 +35,8 @@ DRAIN = 3.0
 """Most seconds that a stop waits for handshakes that are half done."""
 
 QUIET = 0.3
-"""Seconds without a client after which none is expected, where the system shows no handshakes;
-also the longest wait for PROXY headers at a stop."""
+"""Seconds after the last client in which a stop waits for PROXY headers; and for another client,
+where the system shows no handshakes."""
 
 LONGEST_DRAIN = 30.0
 """Most seconds that a stop takes: without descriptors, or where newcomers cannot be refused."""
@@ -63,39 +63,38 @@ class HelloPort(FileDescriptor):
     out, clients wait in the accept queue.
     """
 
+    reactor: Any
+
     def __init__(
-        self,
-        listener: socket.socket,
-        factory: Any,
-        hello: HelloFactory | None,
-        reactor: Any,
-        port: tcp.Port | None = None,
+        self, fileno: int, factory: Any, hello: HelloFactory | None, reactor: Any, port: Any = None
     ) -> None:
         """
         Take a listening socket; L{startListening} starts to accept.
 
-        @param listener: the socket, which this port closes when it stops.
+        @param fileno: the socket's descriptor, which is duplicated.
         @param factory: what builds the protocols of its connections.
         @param hello: records connections that could not be served, or L{None}.
         @param reactor: an L{IReactorFDSet} and L{IReactorSocket}.
-        @param port: the port of Twisted's that the socket was duplicated from, and that stops
-            with this one. Without it, the socket was inherited: others may serve its queue.
+        @param port: the port of Twisted's whose socket it is, which reads no more, and stops with
+            this one. Without it, the socket was inherited: others may serve its queue.
         """
         super().__init__(reactor)
-        self._reactor = reactor
+        found = socket.socket(fileno=os.dup(fileno))
         # socket.accept makes members of enumerations each time (1.4 µs), but not of plain numbers.
-        plain = {"family": listener.family, "type": listener.type, "proto": listener.proto}
-        self._listener = type("Listener", (socket.socket,), plain)(fileno=listener.detach())
+        plain = {"family": found.family, "type": found.type, "proto": found.proto}
+        self._listener = type("Listener", (socket.socket,), plain)(fileno=found.detach())
         self._listener.setblocking(False)
         self._factory = factory
         self._hello = hello
         self._port = port
+        if port is not None:
+            port.stopReading()
         self._inPlace = type(factory) is HelloFactory and factory.protocol is HelloProtocol
         self._host: IAddress | None = self.getHost()
         if getattr(unmapped(self._host), "host", None) in ("0.0.0.0", "::"):  # noqa: S104
             self._host = None  # Each connection knows which address it reached.
         self._spare: socket.socket | None = None
-        self._pause: Any = None
+        self._paused = False
         self._evicting = 1
         self._lastClient = self._lastWarning = -WARN
         self._stopped: Deferred[None] | None = None
@@ -124,15 +123,31 @@ class HelloPort(FileDescriptor):
         @return: a L{Deferred} that fires when the socket is closed.
         """
         if self._stopped is None:
-            self.stopReading()
             self._stopped = Deferred()
             Deferred.fromCoroutine(self._stop()).chainDeferred(self._stopped)
         return self._stopped
 
     def doRead(self) -> None:
         """Accept a slice of the queue."""
-        self._lastClient = self._reactor.seconds()
-        self._accept()
+        try:
+            for _ in range(SLICE):
+                if self._spare is None and not self._inPlace:
+                    self._spare = self._listener.dup()
+                connection, name = self._listener.accept()
+                self._lastClient = self.reactor.seconds()
+                self._serve(connection, name)
+                if not self._accepts():  # An observer has stopped this port.
+                    return
+        except ConnectionAbortedError:
+            pass
+        except OSError as error:
+            # EINVAL: the end of the queue of a UNIX socket that was shut down.
+            if isinstance(error, BlockingIOError) or (
+                self._stopped and error.errno == errno.EINVAL
+            ):
+                self._evicting = 1
+            else:
+                Deferred.fromCoroutine(self._pause(error))
 
     def connectionLost(self, reason: Failure) -> None:
         """
@@ -154,29 +169,9 @@ class HelloPort(FileDescriptor):
             self._factory.doStop()
             raise
 
-    def _accept(self) -> int:
-        """Serve at most a slice of the accept queue, and return how many that were."""
-        for number in range(SLICE):
-            try:
-                if self._spare is None and not self._inPlace:
-                    self._spare = self._listener.dup()
-                connection, name = self._listener.accept()
-            except ConnectionAbortedError:
-                continue
-            except OSError as error:
-                if isinstance(error, BlockingIOError) or self._isShut(error):
-                    self._evicting = 1
-                else:
-                    self._waitForRoom(error)
-                return number
-            self._serve(connection, name)
-            if self.disconnected:  # An observer has stopped this port.
-                break
-        return SLICE
-
-    def _isShut(self, error: OSError) -> bool:
-        """Say whether an error is the end of the queue of a UNIX socket that was shut down."""
-        return error.errno == errno.EINVAL and self._stopped is not None
+    def _accepts(self) -> bool:
+        """Say whether this port accepts connections: until it stops, or its queue was served."""
+        return not self.disconnected and (self._stopped is None or self._port is not None)
 
     def _serve(self, connection: socket.socket, name: Any) -> None:
         """Report a connection and close it, or hand it to the reactor."""
@@ -187,13 +182,15 @@ class HelloPort(FileDescriptor):
                 self._factory.established(_address(name), host)
                 return
             connection.setblocking(False)
-            if _hasReset(connection):
+            try:
+                connection.getpeername()
+            except OSError:  # The client has reset it, and the reactor would refuse it.
                 self._serveReset(connection, name)
                 return
             # The reactor duplicates the descriptor: the spare one makes room for that.
             self._spare.close()  # type: ignore[union-attr]
             self._spare = None
-            self._reactor.adoptStreamConnection(
+            self.reactor.adoptStreamConnection(
                 connection.fileno(), self._listener.family, self._factory
             )
         except Exception:
@@ -208,7 +205,7 @@ class HelloPort(FileDescriptor):
             connection.close()
 
     def _serveReset(self, connection: socket.socket, name: Any) -> None:
-        """Serve a connection that its client has reset, which the reactor would refuse."""
+        """Serve a connection that its client has reset."""
         peer = _address(name)
         protocol = self._factory.buildProtocol(peer)
         protocol.makeConnection(EndedTransport(peer, _address(connection.getsockname())))
@@ -218,66 +215,53 @@ class HelloPort(FileDescriptor):
         finally:
             protocol.connectionLost(Failure(ConnectionLost()))
 
-    def _waitForRoom(self, error: OSError) -> None:
+    async def _pause(self, error: OSError) -> None:
         """Let clients wait in the queue for a moment; evict silent ones if descriptors ran out."""
         self.stopReading()
-        evicted = 0
-        if self._hello and error.errno in (errno.EMFILE, errno.ENFILE):
-            oldest = list(islice(self._hello.waiting, self._evicting))
-            evicted = sum(protocol.evict() for protocol in oldest)
-            self._evicting = min(2 * self._evicting, SLICE)
-        self._pause = self._reactor.callLater(0 if evicted else PAUSE, self._goOn)
-        now = self._reactor.seconds()
-        if now - self._lastWarning >= WARN:
-            self._lastWarning = now
+        self._paused = True
+        if self.reactor.seconds() - self._lastWarning >= WARN:
+            self._lastWarning = self.reactor.seconds()
             _log.warn("Clients wait in the accept queue: {reason}", reason=error.strerror)
-
-    def _goOn(self) -> None:
-        """Accept again, after a pause."""
-        self._pause = None
-        if self._stopped is None and not self.disconnected:
+        if self._hello and self._hello.waiting and error.errno in (errno.EMFILE, errno.ENFILE):
+            await self._turn(0)
+            for protocol in list(islice(self._hello.waiting, self._evicting)):
+                protocol.fail("evicted")
+            self._evicting = min(2 * self._evicting, SLICE)
+        else:
+            await deferLater(self.reactor, PAUSE)
+        self._paused = False
+        if self._accepts():
             self.startReading()
 
+    async def _turn(self, seconds: float) -> None:
+        """Wait for a time, and until the reactor has read whatever had arrived by now."""
+        await deferLater(self.reactor, seconds)
+        await deferLater(self.reactor, 0)  # The first one may have come before the reading.
+
     async def _stop(self) -> None:
-        """Serve the accept queue and unread headers, then close."""
-        try:
-            if self._port is not None:
-                await self._drain()
-            await self._readHeaders()
-        finally:
-            self.connectionLost(Failure(ConnectionDone()))
-
-    async def _readHeaders(self) -> None:
-        """Wait for PROXY headers that are on their way."""
-        end = self._reactor.seconds() + QUIET
-        while self._hello and self._hello.waiting and self._reactor.seconds() < end:
-            await deferLater(self._reactor, 0.02)
-
-    async def _drain(self) -> None:
         """
-        Refuse new handshakes, and serve those that are done or half done.
+        Serve the queue, handshakes that are half done, and PROXY headers on their way; then close.
 
         Closing a listening socket resets what waits in its queue: measured, up to 354 clients.
         """
-        with suppress(OSError):  # Not every system can.
-            self._refuseNew()
-        start = self._reactor.seconds()
-        quiet = False
-        while self._reactor.seconds() < start + LONGEST_DRAIN:
-            delay = 0.0
-            if self._pause is None and self._accept():
-                quiet = False
-                self._lastClient = self._reactor.seconds()
-            elif self._pause is not None:
-                delay = PAUSE
-            elif quiet or self._reactor.seconds() >= start + DRAIN:
-                return
+        start = self.reactor.seconds()
+        turn = 0.0
+        try:
+            if self._accepts():
+                with suppress(OSError):  # Not every system can.
+                    self._refuseNew()
             else:
-                # The queue is looked at once more after that, in case one has just come.
-                quiet = self._isQuiet()
-                delay = 0.0 if quiet else 0.02
-            await deferLater(self._reactor, delay)
-        _log.error("Clients in the accept queue were not served: {address}", address=self.getHost())
+                self.stopReading()
+            while (now := self.reactor.seconds()) < start + LONGEST_DRAIN:
+                last, expects = self._lastClient, now < start + DRAIN and self._expects()
+                await self._turn(turn)
+                served = not self._accepts() or (self._lastClient == last and not self._paused)
+                if served and not expects:
+                    return
+                turn = 0.02
+            _log.error("Clients in the queue were not served: {address}", address=self.getHost())
+        finally:
+            self.connectionLost(Failure(ConnectionDone()))
 
     def _refuseNew(self) -> None:
         """Refuse new handshakes, where the system can; it needs no privilege for either way."""
@@ -290,28 +274,31 @@ class HelloPort(FileDescriptor):
             if self._listener.family == socket.AF_INET6:
                 self._listener.setsockopt(socket.IPPROTO_IPV6, _IPV6_MINHOPCOUNT, 255)
 
-    def _isQuiet(self) -> bool:
-        """Say whether nobody is expected: no handshake is half done, or nobody came for a while."""
-        if isinstance(self._host, UNIXAddress):
+    def _expects(self) -> bool:
+        """Say whether a PROXY header is on its way, or a client: a handshake is half done."""
+        isQuiet = self.reactor.seconds() >= self._lastClient + QUIET
+        if self._hello and self._hello.waiting and not isQuiet:
             return True
+        if isinstance(self._host, UNIXAddress) or not self._accepts():
+            return False
         port = f":{self._listener.getsockname()[1]:04X}"
         family = "6" if self._listener.family == socket.AF_INET6 else ""
         try:
             with open(f"{HANDSHAKES}{family}") as table:
                 rows = (line.split(maxsplit=4) for line in table if " 03 " in line)
-                return not any(row[1].endswith(port) and row[3] == "03" for row in rows)
+                return any(row[1].endswith(port) and row[3] == "03" for row in rows)
         except OSError:
-            return bool(self._reactor.seconds() >= self._lastClient + QUIET)
+            return not isQuiet
 
 
-@implementer(ITransport)
-class EndedTransport:
+class EndedTransport(FileWrapper):
     """The transport of a connection that has ended, though what it sent can still be read."""
 
-    disconnecting = True  # Twisted's LineReceiver looks at it.
+    abortConnection = FileWrapper.loseConnection
 
     def __init__(self, peer: IAddress, host: IAddress) -> None:
         """Hold the addresses of both ends."""
+        super().__init__(BytesIO())
         self._peer = peer
         self._host = host
 
@@ -322,40 +309,6 @@ class EndedTransport:
     def getHost(self) -> IAddress:
         """Return the address that the client reached."""
         return self._host
-
-    def write(self, data: bytes) -> None:
-        """Send nothing."""
-
-    def writeSequence(self, data: Iterable[bytes]) -> None:
-        """Send nothing."""
-
-    def loseConnection(self) -> None:
-        """Do nothing: it is lost."""
-
-    def abortConnection(self) -> None:
-        """Do nothing."""
-
-
-def takeOver(port: tcp.Port, hello: HelloFactory | None, reactor: Any) -> HelloPort:
-    """
-    Serve in the place of one of Twisted's ports.
-
-    @param port: a TCP or UNIX port that listens.
-    @param hello: records connections that could not be served, or L{None}.
-    @param reactor: what it listens with.
-    """
-    port.stopReading()
-    listener = socket.socket(fileno=os.dup(port.fileno()))
-    return HelloPort(listener, port.factory, hello, reactor, port)
-
-
-def _hasReset(connection: socket.socket) -> bool:
-    """Say whether the client of an accepted connection has reset it."""
-    try:
-        connection.getpeername()
-    except OSError:
-        return True
-    return False
 
 
 def _address(name: Any) -> IAddress:

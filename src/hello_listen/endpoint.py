@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -25,7 +24,7 @@ from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from hello_listen.accepting import HelloPort, takeOver
+from hello_listen.accepting import HelloPort
 from hello_listen.connection import printable
 from hello_listen.protocol import HelloFactory
 from hello_listen.proxied import ProxiedFactory
@@ -116,8 +115,7 @@ class HelloEndpoint:
         if not isinstance(endpoint, AdoptedStreamServerEndpoint):
             return endpoint.listen(serving)
         # A description may be mistaken about the family. The socket stays open for a restart.
-        listener = socket.socket(fileno=os.dup(endpoint.fileno))
-        port = HelloPort(listener, serving, hello, self._reactor)
+        port = HelloPort(endpoint.fileno, serving, hello, self._reactor)
         port.startListening()
         return port
 
@@ -128,7 +126,7 @@ class HelloEndpoint:
         able = IReactorFDSet.providedBy(self._reactor) and IReactorSocket.providedBy(self._reactor)
         if not able or not isinstance(port, tcp.Port):
             return port
-        port = takeOver(port, hello, self._reactor)
+        port = HelloPort(port.fileno(), port.factory, hello, self._reactor, port)
         port.startListening()
         return port
 

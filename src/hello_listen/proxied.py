@@ -8,9 +8,8 @@ import struct
 from typing import Any, Literal
 
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
-from twisted.internet.interfaces import IAddress, ISSLTransport, ISystemHandle, ITransport
+from twisted.internet.interfaces import IAddress, ISSLTransport, ITransport
 from twisted.internet.protocol import Protocol, ServerFactory
-from twisted.protocols.policies import ProtocolWrapper
 from twisted.python.failure import Failure
 
 from hello_listen.protocol import HelloFactory
@@ -84,23 +83,6 @@ class ProxiedProtocol(Protocol):
         """
         if self in self.factory.hello.waiting:
             self._report(self._peer, self._host, error=f"proxy_header_{why}")
-
-    def evict(self) -> bool:
-        """Hang up to free the descriptor, unless data is unread. Return whether that was done."""
-        transport: Any = self.transport
-        while isinstance(transport, ProtocolWrapper):  # TLS
-            transport = transport.transport
-        if not ISystemHandle.providedBy(transport):
-            return False
-        connection: Any = transport.getHandle()
-        try:
-            connection.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            self.fail("evicted")
-            return True
-        except OSError:
-            pass
-        return False
 
     def _report(
         self,
