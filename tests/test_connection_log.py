@@ -20,15 +20,15 @@ from zope.interface import implementer
 from disks import Disk, isOpen
 from hello_listen import Connection, ConnectionLog, HelloFactory, __version__
 from hello_listen import connection_log as module
-from hello_listen.connection import Summary
+from hello_listen.summaries import Summary
 from output import Output
 from reactors import FakeReactor
 
 ADDRESS = IPv4Address("TCP", "192.0.2.7", 1)
 CONNECTION = Connection(1795378774.5, ADDRESS, ADDRESS)
 SUMMARY = Summary(10, 1795378774.5, 1795378775.5, "192.0.2.7", "tcp", "ipv4")
-NUMBERED = '"service.instance.id": "0123456789ab", "sequence": 1, '
-LENGTH = len(CONNECTION.json(NUMBERED)) + 1
+NUMBERED = len(', "service.instance.id": "0123456789ab", "sequence": 1\n')
+LENGTH = len(CONNECTION.json()) + NUMBERED
 BEFORE = ["Connection log opened"]
 AFTER = ["Connection log closed"]
 
@@ -450,7 +450,7 @@ def test_room_before_the_batch_is_taken(
     path = tmp_path / "log"
     name = UNIXAddress(b"")
     short = Connection(1795378774.5, name, name)
-    length = len(short.json(NUMBERED)) + 1
+    length = len(short.json()) + NUMBERED
     log = ConnectionLog(path, kept=LENGTH + length, reactor=reactor)
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", cannotStart)

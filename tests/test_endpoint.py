@@ -200,7 +200,10 @@ def test_inherited(
             [port] = ports
             assert isinstance(port, HelloPort)
             assert reactor.getReaders() == [port]
-            assert port.stopListening().called
+            stopped = port.stopListening()
+            assert not reactor.getReaders()
+            reactor.pump([0, 0])
+            assert stopped.called
 
 
 def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:

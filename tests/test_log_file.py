@@ -158,7 +158,7 @@ def test_path_out_of_reach(tmp_path: Path) -> None:
     assert (folder / "log").read_bytes() == b"three\n"
     [said] = map(formatEvent, events)
     assert said == (
-        "Connection log cannot be opened anew, and goes on where it is: "
+        "Connection log cannot be opened anew, and goes on: "
         f"No such file or directory: '{folder}/log'"
     )
 

@@ -11,8 +11,7 @@ from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IAddress
 from twisted.internet.task import Clock
 
-from hello_listen import Connection
-from hello_listen.connection import Summary
+from hello_listen import Connection, Summary
 from hello_listen.status import Facts, Tally
 from hello_listen.status.tally import LATEST, PENDING, SERIES, TOP, clientName
 

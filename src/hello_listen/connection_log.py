@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Mapping
 from contextlib import suppress
 from json import dumps, loads
 from threading import Event, Lock, Thread
 from time import monotonic, time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 import hello_listen
-from hello_listen.connection import MESSAGE, SUMMARIZED, Connection, Summary, timestamp
+from hello_listen.connection import MESSAGE, SUMMARIZED, Connection, timestamp
 from hello_listen.log_file import LogFile
+
+if TYPE_CHECKING:
+    from hello_listen.summaries import Summary
 
 KEPT = 16 * 2**20
 """Bytes of records that are kept in memory while they cannot be written, some 55,000 records."""
@@ -38,6 +42,8 @@ CLOSING = 5.0
 
 _RECORDED = f'"message": "{MESSAGE}"'.encode()
 _SUMMARIZED = f'"message": "{SUMMARIZED}"'.encode()
+
+_COUNTS = "Connections: {connections}, recorded: {recorded}, summarized: {summarized}, lost: {lost}"
 
 _log = Logger(namespace="hello_listen")
 
@@ -77,7 +83,6 @@ class ConnectionLog:
         self._file = LogFile(path)
         self._reactor = reactor
         self._kept = kept
-        self._numbered = f'"service.instance.id": "{self.id}", "sequence": '
         self._sequence = 0
         self._reopen = False
         self._failedAt = 0.0
@@ -91,9 +96,7 @@ class ConnectionLog:
         self._lock = Lock()
         self._lines: list[str] = []
         self._size = 0
-        self._missing: tuple[int, int, int, int] | None = None
-        self._batch = b""
-        self._written = 0
+        self._missing: dict[str, int] = {}
         # No earlier: a daemonizing twistd forks, and threads do not survive that.
         reactor.callWhenRunning(self._start)
 
@@ -113,21 +116,19 @@ class ConnectionLog:
         if self._closing.is_set():
             raise ValueError("the connection log is closed")
         self._sequence += 1
-        line = record.json(f"{self._numbered}{self._sequence}, ") + "\n"
-        count = 1 if isinstance(record, Connection) else record.count
+        identity = f', "service.instance.id": "{self.id}", "sequence": {self._sequence}}}\n'
+        line = record.json()[:-1] + identity
+        count = getattr(record, "count", 1)
         with self._lock:
             self.connections += count
             if self._size + len(line) > self._kept:
-                first, _, numbers, connections = self._missing or (self._sequence, 0, 0, 0)
-                self._missing = first, self._sequence, numbers + 1, connections + count
                 self.lost += count
+                self._miss(count)
             else:
-                if self._missing:
-                    self._tellMissing()
+                self._endMissing()
                 self._lines.append(line)
                 self._size += len(line)
-        if self._thread is None:
-            self._start()
+        self._start()
         if not self._wake.is_set():
             self._wake.set()
 
@@ -155,96 +156,78 @@ class ConnectionLog:
 
     def _start(self) -> None:
         """Start the thread, unless there is one."""
-        if self._thread is not None or self._closing.is_set():
-            return
-        opened = self._line(
-            "Connection log opened",
-            {
-                "service.version": hello_listen.__version__,
-                "process.pid": os.getpid(),
-                "host.name": socket.gethostname(),
-            },
-        )
-        thread = Thread(target=self._run, name="connection log", daemon=True)
-        # A thread that is woken at once waits until its first line is there.
-        with self._lock:
+        if self._thread is None and not self._closing.is_set():
+            thread = Thread(target=self._run, name="connection log", daemon=True)
             thread.start()
-            self._lines.insert(0, opened)
-            self._size += len(opened)
-        self._thread = thread
-        self._wake.set()
+            self._thread = thread
 
-    def _line(self, message: str, fields: dict[str, str | int]) -> str:
-        """Return a line about the log itself."""
-        head = {"timestamp": timestamp(time()), "message": message, "service.instance.id": self.id}
-        return dumps(head | fields) + "\n"
+    def _miss(self, count: int) -> None:
+        """Count a record that there is no room for; those that are missing follow each other."""
+        missing = self._missing
+        missing["count"] = missing.get("count", 0) + 1
+        missing["connections"] = missing.get("connections", 0) + count
+        missing.setdefault("sequence.first", self._sequence)
+        missing["sequence.last"] = self._sequence
 
-    def _tellMissing(self) -> None:
+    def _endMissing(self) -> None:
         """Put a line where records are missing."""
-        first, last, numbers, connections = self._missing or (0, 0, 0, 0)
-        line = self._line(
-            "Connections not recorded",
-            {
-                "count": numbers,
-                "connections": connections,
-                "sequence.first": first,
-                "sequence.last": last,
-            },
-        )
-        self._lines.append(line)
-        self._size += len(line)
-        self._missing = None
+        if self._missing:
+            self._tell("Connections not recorded", self._missing, len(self._lines))
+            self._missing = {}
+
+    def _tell(self, message: str, fields: Mapping[str, str | int], index: int = 0) -> None:
+        """Put a line about the log itself among those that wait."""
+        head = {"timestamp": timestamp(time()), "message": message, "service.instance.id": self.id}
+        self._lines.insert(index, dumps({**head, **fields}) + "\n")
+        self._size += len(self._lines[index])
+
+    def _counts(self) -> dict[str, int]:
+        """Return what has become of the connections so far."""
+        names = "connections", "recorded", "summarized", "lost"
+        return {name: getattr(self, name) for name in names}
 
     def _run(self) -> None:
-        """Write batch after batch, until the log is closed."""
+        """Write batch after batch, between two lines about the log, until it is closed."""
+        opened: dict[str, str | int] = {"service.version": hello_listen.__version__}
+        opened |= {"process.pid": os.getpid(), "host.name": socket.gethostname()}
+        with self._lock:
+            self._tell("Connection log opened", opened)
         written, closing = True, False
         while written and not closing:
-            self._wake.wait(HELD if self.failing else None)
-            self._closing.wait(BATCH)
-            self._wake.clear()
             closing = self._closing.is_set()
-            while written and self._takeBatch():
-                written = self._writeBatch()
+            while written and (batch := self._takeBatch()):
+                written = self._write(batch)
             if self.failing and monotonic() >= self._failedAt + HELD:
                 self.failing = None
                 _log.info("Connection log works again: {path!r}", path=str(self._file))
             if self._reopen:
-                self._follow()
+                self._reopen = False
+                with suppress(OSError):  # The next record will tell.
+                    self._file.reopen()
+            if not closing:
+                self._wake.wait(HELD if self.failing else None)
+                self._closing.wait(BATCH)
+                self._wake.clear()
         if written:
-            counts: dict[str, str | int] = {
-                "connections": self.connections,
-                "recorded": self.recorded,
-                "summarized": self.summarized,
-                "lost": self.lost,
-            }
             with self._lock:
-                self._batch = self._line("Connection log closed", counts).encode()
-                self._size += len(self._batch)
-                self._written = 0
-            self._writeBatch()
+                self._tell("Connection log closed", self._counts())
+            self._write(self._takeBatch())
         self._file.close()
         self._reactor.callFromThread(self._finish)
 
-    def _follow(self) -> None:
-        """Open the file anew; where that fails, the next record tells."""
-        self._reopen = False
-        with suppress(OSError):
-            self._file.reopen()
-
-    def _takeBatch(self) -> bool:
-        """Take what waits to be written, and say whether that is anything."""
+    def _takeBatch(self) -> bytes:
+        """Return what waits to be written."""
         with self._lock:
-            if self._missing:
-                self._tellMissing()
+            self._endMissing()
             lines, self._lines = self._lines[:LINES], self._lines[LINES:]
-            self._batch, self._written = "".join(lines).encode(), 0
-        return bool(self._batch)
+        return "".join(lines).encode()
 
-    def _writeBatch(self) -> bool:
-        """Write the batch, retrying on errors. Return False if the time limit came first."""
-        while self._written < len(self._batch):
+    def _write(self, batch: bytes) -> bool:
+        """Write a batch, retrying on errors. Return False if the time limit came first."""
+        start = counted = 0
+        while start < len(batch):
             try:
-                written = self._file.write(self._batch, self._written)
+                written = self._file.write(batch, start)
             except OSError as error:
                 self._fail(error)
                 self._isOver.wait(RETRY)
@@ -252,10 +235,20 @@ class ConnectionLog:
             with self._lock:
                 if self._isOver.is_set():
                     return False
-                self._written += written
+                start += written
                 self._size -= written
-        self._count()
+                whole = batch.rfind(b"\n", 0, start) + 1
+                self._count(batch[counted:whole])
+                counted = whole
         return True
+
+    def _count(self, lines: bytes) -> None:
+        """Count the connections in lines that were written."""
+        # Quotes within a value are escaped, so no address looks like a message.
+        self.recorded += lines.count(_RECORDED)
+        if _SUMMARIZED in lines:
+            summaries = [line for line in lines.splitlines() if _SUMMARIZED in line]
+            self.summarized += sum(loads(line)["count"] for line in summaries)
 
     def _fail(self, error: OSError) -> None:
         """Say once that nothing can be written."""
@@ -268,42 +261,14 @@ class ConnectionLog:
                 path=str(self._file),
             )
 
-    def _count(self) -> None:
-        """Count what was written of the batch."""
-        with self._lock:
-            end = self._batch.rfind(b"\n", 0, self._written) + 1
-            recorded, summarized = _weigh(self._batch[:end])
-            self.recorded += recorded
-            self.summarized += summarized
-            self._batch, self._written = self._batch[end:], self._written - end
-
     def _finish(self) -> None:
         """Count what is left as lost, and log the counts."""
-        if self._isOver.is_set():
-            return
         with self._lock:
+            if self._isOver.is_set():
+                return
             self._isOver.set()
+            self.lost = self.connections - self.recorded - self.summarized
         if self._limit is not None and self._limit.active():
             self._limit.cancel()
-        self._count()
-        with self._lock:
-            self.lost += sum(_weigh(self._batch + "".join(self._lines).encode()))
-        _log.info(
-            "Connections: {connections}, recorded: {recorded}, summarized: {summarized}, "
-            "lost: {lost}",
-            connections=self.connections,
-            recorded=self.recorded,
-            summarized=self.summarized,
-            lost=self.lost,
-        )
+        _log.info(_COUNTS, **self._counts())
         self._closed.callback(self)
-
-
-def _weigh(lines: bytes) -> tuple[int, int]:
-    """Return how many connections are recorded in whole lines, and how many summarized."""
-    # Quotes within a value are escaped, so no address looks like a message.
-    recorded = lines.count(_RECORDED)
-    if _SUMMARIZED not in lines:
-        return recorded, 0
-    summaries = [line for line in lines.splitlines() if _SUMMARIZED in line]
-    return recorded, sum(loads(line)["count"] for line in summaries)

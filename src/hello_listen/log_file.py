@@ -7,8 +7,7 @@ import os
 import select
 import stat
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from importlib import import_module
 from time import monotonic, sleep
 from typing import Any
@@ -50,21 +49,21 @@ class LogFile:
         """
         if os.fspath(path) == "":
             raise FileNotFoundError(errno.ENOENT, "a path is missing", "")
-        self._path = None
-        self._stuck = False
-        self._isNew = self._lockable = True
-        if path == "-":
-            # twistd replaces sys.stdout by its log; Python has no sys.__stdout__ where
-            # descriptor 1 was closed, and by now it may be anything.
-            if sys.__stdout__ is None:
-                raise OSError(errno.EBADF, "standard output is closed", "-")
-            self._file = 1
-            os.write(1, b"")  # Fails where it is open for reading only.
-            return
-        # twistd may change the folder.
-        self._path = os.path.abspath(path)
         self._file = -1
-        self._open(self._path)
+        self._path = None
+        self._isStuck = False
+        self._isNew = self._lockable = True
+        if path != "-":
+            # twistd may change the folder.
+            self._path = os.path.abspath(path)
+            self._open(self._path)
+            return
+        # twistd replaces sys.stdout by its log; Python has no sys.__stdout__ where
+        # descriptor 1 was closed, and by now it may be anything.
+        if sys.__stdout__ is None:
+            raise OSError(errno.EBADF, "standard output is closed", "-")
+        os.write(1, b"")  # Fails where it is open for reading only.
+        self._file = 1
 
     def __str__(self) -> str:
         """Return the path."""
@@ -84,14 +83,10 @@ class LogFile:
             if self._file < 0 or not os.fstat(self._file).st_nlink:
                 raise
             # After --uid or --chroot, the path may be out of reach.
-            if not self._stuck:
-                self._stuck = True
-                _log.warn(
-                    "Connection log cannot be opened anew, and goes on where it is: "
-                    "{reason}: {path!r}",
-                    reason=error.strerror,
-                    path=self._path,
-                )
+            if not self._isStuck:
+                self._isStuck = True
+                text = "Connection log cannot be opened anew, and goes on: {reason}: {path!r}"
+                _log.warn(text, reason=error.strerror, path=self._path)
 
     def close(self) -> None:
         """Close the file, but not standard output. Nothing may be written after that."""
@@ -146,7 +141,7 @@ class LogFile:
             os.fchmod(file, stat.S_IMODE(os.fstat(self._file).st_mode))
         self.close()
         self._file = file
-        self._stuck = False
+        self._isStuck = False
         self._isNew = self._lockable = True
 
     def _moved(self, path: str) -> bool:
@@ -157,35 +152,26 @@ class LogFile:
         except OSError:
             return True
 
-    @contextmanager
-    def _locked(self) -> Iterator[bool]:
-        """Keep other connection logs from the file, if it can be locked; yield whether it is."""
-        if self._lockable:
-            self._lockable = _lock(self._file)
-        locked = self._lockable
-        try:
-            yield locked
-        finally:
-            if locked:
-                _fcntl.flock(self._file, _fcntl.LOCK_UN)
-
     def _writeFile(self, data: memoryview) -> int:
         """Write to a regular file, and take half a line back if nobody can have appended to it."""
         written = 0
-        with self._locked() as locked:
+        self._lockable = locked = self._lockable and _lock(self._file)
+        try:
             if self._path is not None and self._isNew:
                 if _endsTorn(self._path):
                     os.write(self._file, b"\n")
                 self._isNew = False
-            try:
-                while written < len(data):
-                    written += os.write(self._file, data[written:])
-            except OSError:
-                torn = written - bytes(data[:written]).rfind(b"\n") - 1
-                if torn and locked and self._takeBack(torn):
-                    written -= torn
-                if not written:
-                    raise
+            while written < len(data):
+                written += os.write(self._file, data[written:])
+        except OSError:
+            torn = written - bytes(data[:written]).rfind(b"\n") - 1
+            if torn and locked and self._takeBack(torn):
+                written -= torn
+            if not written:
+                raise
+        finally:
+            if locked:
+                _fcntl.flock(self._file, _fcntl.LOCK_UN)
         return written
 
     def _takeBack(self, count: int) -> bool:

@@ -10,10 +10,11 @@ from twisted.internet.interfaces import IAddress, IDelayedCall, ITransport
 from twisted.internet.protocol import Protocol, ServerFactory
 from twisted.logger import Logger
 
-from hello_listen.connection import Connection, Summary, unmapped
+from hello_listen.connection import Connection, unmapped
 
 if TYPE_CHECKING:
     from hello_listen.proxied import ProxiedProtocol
+    from hello_listen.summaries import Summary
 
 _log = Logger(namespace="hello_listen")
 

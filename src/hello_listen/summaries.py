@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import ip_address, ip_network
+from json import dumps
+from math import ceil
+from socket import AF_INET6, inet_ntop, inet_pton
+from time import time
 from typing import Any
 
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.interfaces import IAddress
 from twisted.logger import Logger
 
-from hello_listen.connection import Connection, Summary, hostAndPort, network, subnet
+from hello_listen.connection import (
+    SUMMARIZED,
+    Connection,
+    asciiText,
+    hostAndPort,
+    network,
+    timestamp,
+)
 
 PERIOD = 60.0
 """Seconds that a summary covers."""
@@ -22,6 +34,54 @@ CLIENTS = 10_000
 _UNNAMED = "\0"
 
 _log = Logger(namespace="hello_listen")
+
+
+@dataclass(slots=True)
+class Summary:
+    """
+    Several connections of one client, of which no more is kept. Its text is a line for a log.
+
+    @ivar count: how many connections.
+    @ivar first: when the first was established, in seconds since the epoch.
+    @ivar last: when the last was.
+    @ivar clientAddress: an IPv4 address, an IPv6 network such as C{2001:db8:1:2::/64}, or L{None}
+        for UNIX clients without a name, and for the rest where too many clients came at once.
+    @ivar transport: C{tcp}, C{udp}, C{unix} or C{pipe}; L{None} where several are in one.
+    @ivar networkType: C{ipv4} or C{ipv6}; L{None} for others, and where several are in one.
+    """
+
+    count: int
+    first: float
+    last: float
+    clientAddress: str | None
+    transport: str | None
+    networkType: str | None
+
+    def fields(self) -> dict[str, str | int]:
+        """Return what is known under the names of the connection log."""
+        fields: dict[str, str | int | None] = {
+            "timestamp": timestamp(time()),
+            "message": SUMMARIZED,
+            "count": self.count,
+            "timestamp.first": timestamp(self.first),
+            "timestamp.last": timestamp(self.last),
+            "network.transport": self.transport,
+            "network.type": self.networkType,
+            "client.address": self.clientAddress,
+        }
+        return {name: value for name, value in fields.items() if value is not None}
+
+    def json(self) -> str:
+        """Return the fields as one line of ASCII JSON, without its end."""
+        return dumps(self.fields())
+
+    def __str__(self) -> str:
+        """Return the message, the count, the client and the time, as one line of ASCII."""
+        text = f"{SUMMARIZED}: {self.count}"
+        if self.clientAddress is not None or self.transport in ("unix", "pipe"):
+            where = self.clientAddress or f"{self.transport}:"
+            text += f" from {asciiText(where)}"
+        return f"{text} in {ceil(self.last - self.first) or 1} s"
 
 
 class Summaries:
@@ -140,6 +200,13 @@ class Summaries:
                 self._observer(summary)
             except Exception:
                 _log.failure("Observer failed for: {summary}", summary=str(summary))
+
+
+@lru_cache(maxsize=1000)
+def subnet(host: str) -> str:
+    """Return the /64 network of an IPv6 address, whose addresses are mostly one client's."""
+    prefix = inet_pton(AF_INET6, host.partition("%")[0])[:8]
+    return f"{inet_ntop(AF_INET6, prefix + bytes(8))}/64"
 
 
 def _key(client: IAddress) -> str:

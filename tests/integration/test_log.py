@@ -139,7 +139,7 @@ def test_uid(start: Start, tmp_path: Path) -> None:
         "-l", tmp_path / "log", "-e", LOOPBACK,
     )  # fmt: skip
     assert load(("127.0.0.1", server.port()), 5, 1) == {"ended": 5}
-    server.expect("cannot be opened anew, and goes on where it is: Permission denied")
+    server.expect("cannot be opened anew, and goes on: Permission denied")
     assert counted(server.stop()) == (5, 5, 0)
     assert len(recorded(tmp_path / "log")) == 5
 

@@ -12,7 +12,8 @@ from operator import attrgetter
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.interfaces import IAddress
 
-from hello_listen.connection import Connection, Summary, addressText, network, subnet
+from hello_listen.connection import Connection, addressText, network
+from hello_listen.summaries import Summary, subnet
 
 CLIENTS = 10_000
 """Clients that are told apart, some 3 MB."""
