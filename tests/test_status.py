@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import re
-import signal
 import sys
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
@@ -498,20 +497,3 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     with pytest.raises(UsageError, match="pip install prometheus-client"):
         Options(MemoryReactorClock()).parseOptions(["--status", "tcp:1"])
-
-
-@pytest.mark.unix
-def test_a_status_that_fails_late_ends_the_process() -> None:
-    """Where the status cannot be served after the start, the process ends."""
-    received: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
-    try:
-        options = Options(MemoryReactorClock())
-        options.parseOptions(["--status", "tcp:1"])
-        service: Any = makeService(options, MemoryReactorClock())
-        with capturedLogs() as events:
-            service.status.listenFailed(ListenError(None, "onion:80", "no onion"))
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert received == [signal.SIGTERM]
-    assert formatEvent(events[-1]) == "no onion: 'onion:80'"

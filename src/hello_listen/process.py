@@ -14,41 +14,19 @@ from twisted.internet.defer import Deferred
 
 from hello_listen.connection_log import ConnectionLog
 from hello_listen.endpoint import ListenError
-from hello_listen.service import EndpointsService, HelloService
+from hello_listen.service import HelloService
 
 _SIGNALS = "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2"
 
 
-class _EndsProcess(EndpointsService):
-    """Ends the process where an endpoint fails after the start."""
-
-    def listenFailed(self, error: Exception) -> None:
-        """
-        End the process, with a status that is not 0, after telling the log why.
-
-        @param error: the reason.
-        """
-        super().listenFailed(error)
-        _stop()
-
-
-class StatusService(_EndsProcess):
-    """Serves the status."""
-
-    listens = "Status on {address}"
-
-
-class PluginService(_EndsProcess, HelloService):
+class PluginService(HelloService):
     """
     The service of a process that has no other: it ends where that cannot listen.
 
     @ivar log: what SIGHUP opens anew, or L{None}.
-    @ivar status: what serves the status, from before the first connection to after the last; or
-        L{None}.
     """
 
     log: ConnectionLog | None = None
-    status: StatusService | None = None
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -62,33 +40,34 @@ class PluginService(_EndsProcess, HelloService):
             pidfile and tells its parent process of an L{Exception} only.
         """
         try:
-            if self.status is not None:
-                self.status.privilegedStartService()
             super().privilegedStartService()
         except ListenError as error:
             reason = f"hello-listen: {error}"
             sys.excepthook = lambda *_: print(reason, file=sys.stderr)
             # The reactor will not run, and so would not release what is bound already.
-            released = [self.released]
-            if self.status is not None:
-                released += [self.status.released, self.status.stopService()]
-            while not all(each.called for each in released):
+            while not self.released.called:
                 self.reactor.iterate(0.01)
             raise
 
     def startService(self) -> None:
         """Start, and end as SIGTERM does on every signal that would end the process at once."""
         super().startService()
-        if self.status is not None:
-            self.status.startService()
         # The reactor handles SIGTERM and SIGINT when it runs.
         self.reactor.callWhenRunning(self._handleSignals)
 
-    def stopService(self) -> Deferred[Any]:
+    def stopService(self) -> Deferred[None]:
         """Stop, and let no further signal disturb that."""
         self._mayStop.clear()
-        stopped: Deferred[Any] = super().stopService()
-        return stopped.addCallback(lambda _: self.status and self.status.stopService())
+        return super().stopService()
+
+    def listenFailed(self, error: Exception) -> None:
+        """
+        End the process, with a status that is not 0, after telling the log why.
+
+        @param error: the reason.
+        """
+        super().listenFailed(error)
+        _stop()
 
     def _handleSignals(self) -> None:
         """Handle the signals that nobody else handles or ignores."""

@@ -1,4 +1,4 @@
-"""Listen on endpoints, all of them or none."""
+"""Listen on endpoints, all of them or none, and tell observers who connects."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ from hello_listen.protocol import HelloFactory
 _log = Logger(namespace="hello_listen")
 
 
-class EndpointsService(Service):
+class HelloService(Service):
     """
-    Listens on endpoints: on all of them, or on none.
+    Listens on endpoints, on all of them or on none, and tells a factory's observers who connects.
 
-    @ivar factory: what serves every endpoint.
+    When it stops, the accept queues are served, then the observers that have C{close} are closed:
+    such a factory serves one service, once.
+
+    @ivar factory: what serves the endpoints.
     @ivar reactor: what it listens with.
     @ivar released: after a start that failed, fires when what was bound is released.
     """
 
-    listens = "Listening on {address}"
-
     def __init__(
         self,
-        factory: Any,
+        factory: HelloFactory,
         endpoints: Sequence[str | IStreamServerEndpoint],
         reactor: Any = None,
     ) -> None:
@@ -50,20 +51,31 @@ class EndpointsService(Service):
             from twisted.internet import reactor
         self.factory = factory
         self.reactor = reactor
-        self._endpoints = [
-            HelloEndpoint(reactor, each) if isinstance(each, str) else each for each in endpoints
+        self._endpoints: list[tuple[IStreamServerEndpoint, Any]] = [
+            (HelloEndpoint(reactor, each) if isinstance(each, str) else each, factory)
+            for each in endpoints
         ]
         self.released: Deferred[Any] = succeed(None)
         self._attempts: list[Deferred[Any]] | None = None
-        self._ports: dict[int, Any] = {}
+        self._ports: dict[IStreamServerEndpoint, Any] = {}
 
     @property
     def listening(self) -> list[tuple[str, IAddress | None]]:
         """Each endpoint's description, and the address that it is bound to, or L{None}."""
         return [
-            (_describe(endpoint), self._ports[number].getHost() if number in self._ports else None)
-            for number, endpoint in enumerate(self._endpoints)
+            (_describe(each), self._ports[each].getHost() if each in self._ports else None)
+            for each, factory in self._endpoints
+            if factory is self.factory
         ]
+
+    def serveStatus(self, endpoint: IStreamServerEndpoint, factory: Any) -> None:
+        """
+        Listen on an endpoint for the status as well, before all others.
+
+        @param endpoint: where to listen.
+        @param factory: what serves the status.
+        """
+        self._endpoints.insert(0, (endpoint, factory))
 
     def privilegedStartService(self) -> None:
         """
@@ -74,8 +86,8 @@ class EndpointsService(Service):
         super().privilegedStartService()
         self._attempts = []
         try:
-            for number in range(len(self._endpoints)):
-                self._listen(number)
+            for endpoint, factory in self._endpoints:
+                self._listen(endpoint, factory)
         except Exception:
             self.released = self._release()
             self._attempts = None
@@ -93,14 +105,15 @@ class EndpointsService(Service):
 
     def stopService(self) -> Deferred[None]:
         """
-        Release every endpoint.
+        Release every endpoint, close the observers, and log how many connections there were.
 
-        @return: a L{Deferred} that fires when that is done.
+        @return: a L{Deferred} that fires when all of that is done: at once where nobody comes, some
+            seconds later at most where handshakes are half done or the log's disk is stuck.
         """
         super().stopService()
-        stopped = self._release()
+        stopped = self._release(self.factory).addCallback(lambda _: self._closeObservers())
         self._attempts = None
-        return stopped
+        return stopped.addCallback(lambda _: self._release())
 
     def listenFailed(self, error: Exception) -> None:
         """
@@ -111,20 +124,21 @@ class EndpointsService(Service):
         _log.critical("{error}", error=str(error))
         self._release()
 
-    def _listen(self, number: int) -> None:
+    def _listen(self, endpoint: IStreamServerEndpoint, factory: Any) -> None:
         """Listen on one endpoint, and raise what comes of that at once."""
         failures: list[Failure] = []
-        attempt = self._endpoints[number].listen(self.factory)
-        attempt.addCallbacks(self._listens, failures.append, (number,))
+        attempt = endpoint.listen(factory)
+        attempt.addCallbacks(self._listens, failures.append, (endpoint, factory))
         if failures:
             failures[0].raiseException()
         attempt.addCallback(self._failsLater, failures)
         self._attempts.append(attempt)  # type: ignore[union-attr]
 
-    def _listens(self, port: Any, number: int) -> None:
+    def _listens(self, port: Any, endpoint: IStreamServerEndpoint, factory: Any) -> None:
         """Keep a port, and tell where it listens."""
-        self._ports[number] = port
-        _log.info(self.listens, address=addressText(port.getHost()))
+        self._ports[endpoint] = port
+        what = "Listening" if factory is self.factory else "Status"
+        _log.info("{what} on {address}", what=what, address=addressText(port.getHost()))
 
     def _failsLater(self, _: object, failures: list[Failure]) -> None:
         """Tell why an attempt failed after the start, unless the service stopped meanwhile."""
@@ -133,39 +147,16 @@ class EndpointsService(Service):
             if not isinstance(error, CancelledError):
                 self.listenFailed(error)
 
-    def _release(self) -> Deferred[Any]:
-        """Give up on attempts, and stop listening."""
+    def _release(self, only: Any = None) -> Deferred[Any]:
+        """Give up on attempts, and stop listening, for one factory only or for all."""
         for attempt in self._attempts or []:
             attempt.cancel()
-        ports, self._ports = self._ports, {}
-        return gatherResults(
-            [
-                maybeDeferred(port.stopListening).addErrback(
-                    _logNotReleased, _describe(self._endpoints[number])
-                )
-                for number, port in ports.items()
-            ]
-        )
-
-
-class HelloService(EndpointsService):
-    """
-    Listens on endpoints, on all of them or on none, and tells a factory's observers who connects.
-
-    When it stops, the accept queues are served, then the observers that have C{close} are closed:
-    such a factory serves one service, once.
-    """
-
-    factory: HelloFactory
-
-    def stopService(self) -> Deferred[None]:
-        """
-        Release every endpoint, close the observers, and log how many connections there were.
-
-        @return: a L{Deferred} that fires when all of that is done: at once where nobody comes, some
-            seconds later at most where handshakes are half done or the log's disk is stuck.
-        """
-        return super().stopService().addCallback(lambda _: self._closeObservers())
+        stopping = [
+            maybeDeferred(self._ports.pop(each).stopListening).addErrback(_logNotReleased, each)
+            for each, factory in self._endpoints
+            if each in self._ports and only in (None, factory)
+        ]
+        return gatherResults(stopping)
 
     def _closeObservers(self) -> Deferred[Any]:
         """Close the observers that can be closed, and tell how many connections there were."""
@@ -184,10 +175,10 @@ def _describe(endpoint: IStreamServerEndpoint) -> str:
     return str(getattr(endpoint, "description", endpoint))
 
 
-def _logNotReleased(failure: Failure, description: str) -> None:
+def _logNotReleased(failure: Failure, endpoint: IStreamServerEndpoint) -> None:
     """Say that something of an endpoint is left, as a UNIX socket is that --uid may not remove."""
     reason = getattr(failure.value, "strerror", None) or failure.value
-    _log.error("Not released: {reason}: {endpoint!r}", reason=reason, endpoint=description)
+    _log.error("Not released: {reason}: {endpoint!r}", reason=reason, endpoint=_describe(endpoint))
 
 
 def _logNotClosed(failure: Failure) -> None:

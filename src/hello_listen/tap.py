@@ -18,7 +18,7 @@ from twisted.python.usage import UsageError
 import hello_listen
 from hello_listen.connection_log import ConnectionLog
 from hello_listen.endpoint import HelloEndpoint
-from hello_listen.process import PluginService, StatusService
+from hello_listen.process import PluginService
 from hello_listen.protocol import HelloFactory, logConnection
 from hello_listen.summaries import Summaries
 
@@ -166,7 +166,6 @@ def makeService(options: Options, reactor: Any = None) -> IService:
         tally = Tally()
         service = PluginService(HelloFactory(observer, tally), options["endpoints"], reactor)
         resource = StatusResource(tally, service, log, options["status-hosts"])
-        site = StatusSite(resource, service.reactor)
-        service.status = StatusService(site, [options["status"]], service.reactor)
+        service.serveStatus(options["status"], StatusSite(resource, service.reactor))
     service.log = log
     return service
