@@ -51,7 +51,7 @@ class ProxiedProtocol(Protocol):
     def connectionMade(self) -> None:
         """Wait for the header, for L{TIMEOUT} seconds."""
         # They cannot be asked for once the connection is lost.
-        self._peer, self._host = self.transport.getPeer(), self.transport.getHost()
+        self._ends = self.transport.getPeer(), self.transport.getHost()
         self._data = b""
         self.factory.hello.waiting[self] = self.factory.reactor.callLater(
             TIMEOUT, self.fail, "timeout"
@@ -68,8 +68,7 @@ class ProxiedProtocol(Protocol):
             self.fail(str(error))
         else:
             if named is not None:
-                client, server = named or (self._peer, self._host)
-                self._report(client, server, proxy=self._peer)
+                self._report(named or self._ends, proxy=self._ends[0])
 
     def connectionLost(self, reason: Failure | None = None) -> None:
         """Report a client that hung up before its header was whole."""
@@ -82,22 +81,16 @@ class ProxiedProtocol(Protocol):
         @param why: what was wrong with the header, for C{error.type}.
         """
         if self in self.factory.hello.waiting:
-            self._report(self._peer, self._host, error=f"proxy_header_{why}")
+            self._report(self._ends, error=f"proxy_header_{why}")
 
-    def _report(
-        self,
-        client: IAddress,
-        server: IAddress,
-        proxy: IAddress | None = None,
-        error: str | None = None,
-    ) -> None:
+    def _report(self, ends: Named, proxy: IAddress | None = None, error: str | None = None) -> None:
         """Report the connection, and hang up."""
         limit = self.factory.hello.waiting.pop(self)
         if limit.active():
             limit.cancel()
         self._data = b""
         try:
-            self.factory.hello.established(client, server, proxy, error)
+            self.factory.hello.established(*ends, proxy, error)
         finally:
             # TLS would wait for the peer to agree that the connection is closed, and a
             # descriptor that is to make room is wanted at once.
@@ -175,17 +168,14 @@ def _parseV1(data: bytes) -> Named | tuple[()] | None:
         raise ValueError("invalid")
     if line["family"] is None:
         return ()
-    family = socket.AF_INET if line["family"] == b"4" else socket.AF_INET6
+    v4 = line["family"] == b"4"
+    family, layout = (socket.AF_INET, _IPV4) if v4 else (socket.AF_INET6, _IPV6)
     try:
-        client, server = (
-            socket.inet_pton(family, line[name].decode("ascii")) for name in ("client", "server")
-        )
-    except (OSError, ValueError):
+        hosts = [socket.inet_pton(family, line[name].decode()) for name in ("client", "server")]
+        ports = int(line["clientPort"]), int(line["serverPort"])
+        return _named("TCP", layout, struct.pack(layout, *hosts, *ports))
+    except (OSError, ValueError, struct.error):
         raise ValueError("invalid") from None
-    ports = int(line["clientPort"]), int(line["serverPort"])
-    if max(ports) > 65535:
-        raise ValueError("invalid")
-    return _address("TCP", client, ports[0]), _address("TCP", server, ports[1])
 
 
 def _parseV2(data: bytes) -> Named | tuple[()] | None:
@@ -206,11 +196,7 @@ def _parseV2(data: bytes) -> Named | tuple[()] | None:
     if length < size:
         raise ValueError("invalid")
     _checkExtensions(data[16 + size : 16 + length])
-    client, server, *ports = struct.unpack(layout, data[16 : 16 + size])
-    if not ports:
-        return _unixAddress(client), _unixAddress(server)
-    kind: Literal["TCP", "UDP"] = "UDP" if family & 0x0F == 2 else "TCP"
-    return _address(kind, client, ports[0]), _address(kind, server, ports[1])
+    return _named("UDP" if family & 0x0F == 2 else "TCP", layout, data[16 : 16 + size])
 
 
 def _checkExtensions(data: bytes) -> None:
@@ -222,11 +208,15 @@ def _checkExtensions(data: bytes) -> None:
         data = data[length:]
 
 
-def _address(kind: Literal["TCP", "UDP"], packed: bytes, port: int) -> IAddress:
-    """Return the address of 4 or 16 bytes and a port."""
-    if len(packed) == 4:
-        return IPv4Address(kind, socket.inet_ntop(socket.AF_INET, packed), port)
-    return IPv6Address(kind, socket.inet_ntop(socket.AF_INET6, packed), port)
+def _named(kind: Literal["TCP", "UDP"], layout: str, packed: bytes) -> Named:
+    """Return the client and the server that a header of version 2 packs in this layout."""
+    client, server, *ports = struct.unpack(layout, packed)
+    if layout == _UNIX:
+        return _unixAddress(client), _unixAddress(server)
+    v4 = layout == _IPV4
+    make, family = (IPv4Address, socket.AF_INET) if v4 else (IPv6Address, socket.AF_INET6)
+    client, server = (socket.inet_ntop(family, host) for host in (client, server))
+    return make(kind, client, ports[0]), make(kind, server, ports[1])
 
 
 def _unixAddress(path: bytes) -> UNIXAddress:
