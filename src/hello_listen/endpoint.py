@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from twisted.internet import tcp
-from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import AdoptedStreamServerEndpoint, serverFromString
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import (
@@ -21,7 +21,6 @@ from twisted.internet.interfaces import (
     IStreamServerEndpoint,
 )
 from twisted.internet.protocol import Factory
-from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from hello_listen.accepting import HelloPort
@@ -106,41 +105,29 @@ class HelloEndpoint:
         if self._proxied and hello is None:
             raise TypeError(f"{self.description!r} needs a HelloFactory, not {factory!r}")
         serving = ProxiedFactory(hello, self._reactor) if self._proxied and hello else factory
-        listening = maybeDeferred(self._listen, serving, hello)
-        return listening.addCallbacks(self._takeOver, self._fail, (serving, hello))
+        return Deferred.fromCoroutine(self._listen(serving, hello))
 
-    def _listen(self, serving: Any, hello: HelloFactory | None) -> Any:
-        """Listen with Twisted's endpoint, or on a socket that was inherited."""
-        endpoint = self._endpoint
-        if not isinstance(endpoint, AdoptedStreamServerEndpoint):
-            return endpoint.listen(serving)
-        # A description may be mistaken about the family. The socket stays open for a restart.
-        port = HelloPort(endpoint.fileno, serving, hello, self._reactor)
-        port.startListening()
+    async def _listen(self, factory: Any, hello: HelloFactory | None) -> Any:
+        """Bind the endpoint, and accept in the place of Twisted's port if the reactor lets us."""
+        endpoint, reactor = self._endpoint, self._reactor
+        try:
+            if isinstance(endpoint, AdoptedStreamServerEndpoint):
+                # A description may be mistaken about the family. The socket stays, for a restart.
+                port: Any = HelloPort(endpoint.fileno, factory, hello, reactor)
+            else:
+                port = await endpoint.listen(factory)
+                if not IListeningPort.providedBy(port):
+                    return _StandardIOPort(port, factory)
+                able = IReactorFDSet.providedBy(reactor) and IReactorSocket.providedBy(reactor)
+                if not able or not isinstance(port, tcp.Port):
+                    return port
+                port = HelloPort(port.fileno(), port.factory, hello, reactor, port)
+            port.startListening()
+        except CancelledError:
+            raise
+        except Exception as error:
+            raise ListenError(None, self.description, _listenReason(error)) from error
         return port
-
-    def _takeOver(self, port: Any, serving: Any, hello: HelloFactory | None) -> Any:
-        """Return what accepts in the place of Twisted's port, where there is something to do so."""
-        if not IListeningPort.providedBy(port):
-            return _StandardIOPort(port, serving)
-        able = IReactorFDSet.providedBy(self._reactor) and IReactorSocket.providedBy(self._reactor)
-        if not able or not isinstance(port, tcp.Port):
-            return port
-        port = HelloPort(port.fileno(), port.factory, hello, self._reactor, port)
-        port.startListening()
-        return port
-
-    def _fail(self, failure: Failure) -> Any:
-        """Raise why the endpoint cannot be bound, leaving nothing of the attempt behind."""
-        error: Any = failure.value
-        if isinstance(error, CancelledError):
-            return failure
-        if isinstance(error, CannotListenError):
-            if isinstance(error.port, bytes) and isinstance(error.socketError, OSError):
-                _removeLock(error.port + b".lock")
-            error = error.socketError
-        reason = getattr(error, "strerror", None) or str(error).rstrip(".") or type(error).__name__
-        raise ListenError(None, self.description, printable(reason)) from failure.value
 
 
 @implementer(IListeningPort)
@@ -240,6 +227,16 @@ def _hint(prefix: str, description: str, reactor: Any) -> str:
 def _escapedInterface(host: re.Match[str]) -> str:
     """Return an interface argument, with the colons of an IPv6 address escaped."""
     return "interface=" + host[1].replace(":", r"\:")
+
+
+def _listenReason(error: Any) -> str:
+    """Return why an endpoint cannot be bound, leaving nothing of the attempt behind."""
+    if isinstance(error, CannotListenError):
+        if isinstance(error.port, bytes) and isinstance(error.socketError, OSError):
+            _removeLock(error.port + b".lock")
+        return _listenReason(error.socketError)
+    reason = getattr(error, "strerror", None) or str(error).rstrip(".") or type(error).__name__
+    return printable(reason)
 
 
 def _removeLock(path: bytes) -> None:
