@@ -116,7 +116,8 @@ DROP TABLE record; ALTER TABLE once RENAME TO record
 
 _ABOUT = """
 SELECT min(since) FILTER (came > 0) AS first, max(since) FILTER (came > 0) AS last,
-    count(*) FILTER (came > 0 AND id IS NULL) AS old, count(*) FILTER (kind IS NULL) AS torn
+    count(*) FILTER (came > 0 AND id IS NULL) AS old, count(*) FILTER (kind IS NULL) AS torn,
+    count(kind) AS known
 FROM record
 """
 
@@ -148,6 +149,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail("needs DuckDB: pip install duckdb")
     try:
         found = _find(options)
+        if found["torn"] and not found["known"]:
+            return _fail(f"no connection log: {' '.join(options.files)}")
         if options.svg:
             Path(options.svg).write_text(_svg(found), encoding="ascii")
         for note in _notes(found) if options.json else ():
