@@ -364,6 +364,19 @@ def test_signals(terminal: Terminal, received: list[int], name: str) -> None:
 
 
 @pytest.mark.unix
+def test_sigterm_before_the_reactor_runs(received: list[int]) -> None:
+    """What is bound already is served before the process ends."""
+    handler = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    reactor = FakeReactor()
+    makeService(parse(reactor=reactor), reactor).privilegedStartService()
+    signal.raise_signal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, handler)
+    assert not received
+    reactor.run()
+    assert received == [signal.SIGTERM]
+
+
+@pytest.mark.unix
 def test_hangup_without_a_terminal(
     terminal: Terminal, received: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

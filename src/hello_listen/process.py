@@ -39,6 +39,9 @@ class PluginService(HelloService):
         @raise ListenError: as L{HelloService.privilegedStartService} does. twistd removes its
             pidfile and tells its parent process of an L{Exception} only.
         """
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            # It would kill before the reactor runs and handles it, though clients may be waiting.
+            signal.signal(signal.SIGTERM, lambda *_: self.reactor.callWhenRunning(_stop))
         try:
             super().privilegedStartService()
         except ListenError as error:

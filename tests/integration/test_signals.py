@@ -6,7 +6,9 @@ import os
 import pty
 import re
 import signal
+import socket
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +21,7 @@ from processes import (
     SCRIPTS,
     Process,
     Start,
+    freePort,
     load,
     run,
     slow,
@@ -79,6 +82,22 @@ def endsWell(server: Process, folder: Path) -> None:
     assert account(folder / "log") == (total, 0)
     assert "Traceback" not in output
     assert not (folder / "pid").exists()
+
+
+def test_before_the_reactor_runs(start: Start, tmp_path: Path) -> None:
+    """Whoever connects as soon as the port is bound is recorded, if SIGTERM comes as soon."""
+    port = freePort()
+    endpoint = f"tcp:{port}:interface=127.0.0.1"
+    server = start(*TWISTD, "hello-listen", "-l", "log", "-e", endpoint)
+    end = time.monotonic() + 20
+    with socket.socket() as client:
+        # Without a pause: the reactor runs some milliseconds later.
+        while client.connect_ex(("127.0.0.1", port)):
+            assert time.monotonic() < end
+        server.kill(signal.SIGTERM)
+        assert client.recv(1) == b""
+    endsWell(server, tmp_path)
+    assert len(recorded(tmp_path / "log")) == 1
 
 
 @pytest.mark.parametrize("how", [*map(slow, SIGNALS), "SIGHUP", "closed terminal"])
