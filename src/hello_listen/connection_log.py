@@ -91,7 +91,6 @@ class ConnectionLog:
         self._closing = Event()
         self._isOver = Event()
         self._closed: Deferred[ConnectionLog] = Deferred()
-        self._limit: Any = None
         # What follows is shared with the thread, and the lock guards it.
         self._lock = Lock()
         self._lines: list[str] = []
@@ -149,9 +148,8 @@ class ConnectionLog:
             self._wake.set()
             if self._thread is None:
                 self._file.close()
-                self._finish()
-            else:
-                self._limit = self._reactor.callLater(CLOSING, self._finish)
+                self._closed.callback(self)
+            self._closed.addTimeout(CLOSING, self._reactor).addBoth(self._finish)
         return self._closed
 
     def _start(self) -> None:
@@ -213,7 +211,7 @@ class ConnectionLog:
                 self._tell("Connection log closed", self._counts())
             self._write(self._takeBatch())
         self._file.close()
-        self._reactor.callFromThread(self._finish)
+        self._reactor.callFromThread(self._closed.callback, self)
 
     def _takeBatch(self) -> bytes:
         """Return what waits to be written."""
@@ -261,14 +259,10 @@ class ConnectionLog:
                 path=str(self._file),
             )
 
-    def _finish(self) -> None:
+    def _finish(self, _: object) -> ConnectionLog:
         """Count what is left as lost, and log the counts."""
         with self._lock:
-            if self._isOver.is_set():
-                return
             self._isOver.set()
             self.lost = self.connections - self.recorded - self.summarized
-        if self._limit is not None and self._limit.active():
-            self._limit.cancel()
         _log.info(_COUNTS, **self._counts())
-        self._closed.callback(self)
+        return self
