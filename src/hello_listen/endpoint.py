@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from contextlib import suppress
 from importlib import import_module
@@ -13,14 +12,9 @@ from twisted.internet import tcp
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import AdoptedStreamServerEndpoint, serverFromString
 from twisted.internet.error import CannotListenError
-from twisted.internet.interfaces import (
-    IAddress,
-    IListeningPort,
-    IReactorFDSet,
-    IReactorSocket,
-    IStreamServerEndpoint,
-)
+from twisted.internet.interfaces import IAddress, IListeningPort, IStreamServerEndpoint
 from twisted.internet.protocol import Factory
+from twisted.python.lockfile import FilesystemLock
 from zope.interface import implementer
 
 from hello_listen.accepting import HelloPort
@@ -82,7 +76,7 @@ class HelloEndpoint:
             if re.match("unix:(:|$)", inner):
                 raise ValueError("missing: 'address'")
             if re.match("(ssl|tls):", inner, re.I):
-                _requireTLS()
+                import_module("OpenSSL")
             self._endpoint = _parse(inner, reactor)
             if re.match("tls:", inner, re.I):
                 _checkCertificates(inner)
@@ -108,7 +102,7 @@ class HelloEndpoint:
         return Deferred.fromCoroutine(self._listen(serving, hello))
 
     async def _listen(self, factory: Any, hello: HelloFactory | None) -> Any:
-        """Bind the endpoint, and accept in the place of Twisted's port if the reactor lets us."""
+        """Bind the endpoint, and accept in the place of Twisted's port, where it is a socket."""
         endpoint, reactor = self._endpoint, self._reactor
         try:
             if isinstance(endpoint, AdoptedStreamServerEndpoint):
@@ -118,8 +112,7 @@ class HelloEndpoint:
                 port = await endpoint.listen(factory)
                 if not IListeningPort.providedBy(port):
                     return _StandardIOPort(port, factory)
-                able = IReactorFDSet.providedBy(reactor) and IReactorSocket.providedBy(reactor)
-                if not able or not isinstance(port, tcp.Port):
+                if not isinstance(port, tcp.Port):
                     return port
                 port = HelloPort(port.fileno(), port.factory, hello, reactor, port)
             port.startListening()
@@ -163,22 +156,12 @@ def _parse(description: str, reactor: Any) -> Any:
     return serverFromString(reactor, description)
 
 
-def _requireTLS() -> None:
-    """Import what TLS needs, or raise a L{ValueError} that says what to install."""
-    try:
-        import_module("OpenSSL")
-    except ImportError as error:
-        raise ValueError(f"{error}: pip install 'twisted[tls]'") from error
-
-
 def _checkCertificates(description: str) -> None:
     """Raise a L{ValueError} unless a C{tls:} endpoint has a certificate to show."""
     arguments = re.split(r"(?<!\\):", description)[1:]
     named = next(each for each in arguments if re.match(r"path=|(?!\w+=)", each))
     path = Path(re.sub(r"\\(.)", r"\1", named.removeprefix("path=")))
-    if not path.exists():
-        raise FileNotFoundError(2, os.strerror(2), str(path))
-    files = [path] if path.is_file() else sorted(path.rglob("*.pem"))
+    files = path.rglob("*.pem") if path.is_dir() else [path]
     if not any(b"-----BEGIN CERTIFICATE" in file.read_bytes() for file in files):
         raise ValueError(f"no certificate in any .pem file: {str(path)!r}")
 
@@ -199,6 +182,8 @@ def _parseReason(error: Exception, description: str) -> str:
     """Return in words why a description cannot be parsed."""
     if isinstance(error, LookupError) and re.match("systemd:", description, re.I):
         return "no such socket was inherited (systemd passes them, see sd_listen_fds(3))"
+    if isinstance(error, ImportError) and error.name == "OpenSSL":
+        return f"{error}: pip install 'twisted[tls]'"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename!r}"
     for pattern, words in _WORDS:
@@ -209,14 +194,12 @@ def _parseReason(error: Exception, description: str) -> str:
 
 def _hint(prefix: str, description: str, reactor: Any) -> str:
     """Return what may have been meant instead, as a question, if it can be parsed."""
-    kind, colon, arguments = description.partition(":")
+    guess = re.sub(r"^(\d+)$", r"tcp:\1", description)
+    guess = re.sub(r"(?i)^([\d.]+|localhost):(\d+)$", r"tcp:\2:interface=\1", guess)
+    guess = re.sub(r"(?i)^\[([\da-f:.]+)\]:(\d+)$", r"tcp6:\2:interface=\1", guess)
+    kind, colon, arguments = guess.partition(":")
     unescaped = r"interface=([^\\]*?)(?=:\w+=|$)"
     guess = f"{kind.lower()}{colon}{re.sub(unescaped, _escapedInterface, arguments)}"
-    address = re.fullmatch(r"(?:([\d.]+|localhost):|\[([\da-f:.]+)\]:)?(\d+)", description, re.I)
-    if address:
-        v4, v6, port = address.groups()
-        guess = f"tcp6:{port}:" if v6 else f"tcp:{port}:" if v4 else f"tcp:{port}"
-        guess += re.sub("(.+)", _escapedInterface, v4 or v6 or "")
     if guess != description and guess.isprintable():
         with suppress(Exception):
             _parse(guess, reactor)
@@ -233,14 +216,9 @@ def _listenReason(error: Any) -> str:
     """Return why an endpoint cannot be bound, leaving nothing of the attempt behind."""
     if isinstance(error, CannotListenError):
         if isinstance(error.port, bytes) and isinstance(error.socketError, OSError):
-            _removeLock(error.port + b".lock")
+            # Twisted took it before it found that it cannot bind the UNIX socket.
+            with suppress(OSError, ValueError):  # ValueError: it is another process's.
+                FilesystemLock(error.port + b".lock").unlock()
         return _listenReason(error.socketError)
     reason = getattr(error, "strerror", None) or str(error).rstrip(".") or type(error).__name__
     return printable(reason)
-
-
-def _removeLock(path: bytes) -> None:
-    """Remove the lock that Twisted took before it found that it cannot bind a UNIX socket."""
-    with suppress(OSError):
-        if os.readlink(path) == b"%d" % os.getpid():
-            os.unlink(path)
