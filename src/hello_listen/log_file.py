@@ -128,17 +128,15 @@ class LogFile:
         # A pipe that nobody reads is an error, and nothing to wait for.
         nonblocking = getattr(os, "O_NONBLOCK", 0)
         flags = os.O_WRONLY | os.O_APPEND | nonblocking
-        made = False
         try:
             file = os.open(path, flags)
         except FileNotFoundError:
             file = os.open(path, flags | os.O_CREAT, 0o666)
-            made = True
+            # A daemonizing twistd changes the umask once the first file is open.
+            if self._file >= 0:
+                os.fchmod(file, stat.S_IMODE(os.fstat(self._file).st_mode))
         if nonblocking:
             os.set_blocking(file, True)
-        # A daemonizing twistd changes the umask once the first file is open.
-        if made and self._file >= 0:
-            os.fchmod(file, stat.S_IMODE(os.fstat(self._file).st_mode))
         self.close()
         self._file = file
         self._isStuck = False
