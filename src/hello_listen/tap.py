@@ -48,10 +48,7 @@ class Options(UsageOptions):
 
     def opt_endpoint(self, description: str) -> None:
         """Listen here, as often as wanted [default: tcp:7878:interface=127.0.0.1]."""
-        try:
-            self["endpoints"].append(HelloEndpoint(self._getReactor(), description))
-        except ValueError as error:
-            raise UsageError(str(error)) from error
+        self["endpoints"].append(HelloEndpoint(self._getReactor(), description))
 
     opt_e = opt_endpoint
 
@@ -85,11 +82,9 @@ class Options(UsageOptions):
             raise UsageError(f"{description!r}: a PROXY header is of no use here")
         try:
             import_module("hello_listen.status")
-            self["status"] = HelloEndpoint(self._getReactor(), description)
         except ImportError as error:
             raise UsageError(f"{error}: pip install prometheus-client") from error
-        except ValueError as error:
-            raise UsageError(str(error)) from error
+        self["status"] = HelloEndpoint(self._getReactor(), description)
 
     def opt_status_host(self, name: str) -> None:
         """A name by which browsers may reach --status; IP addresses and localhost always may."""
@@ -110,9 +105,9 @@ class Options(UsageOptions):
         """
         try:
             super().parseOptions(options)
-        except UsageError as error:
+        except (UsageError, ValueError) as error:
             if self.parent is None:
-                raise
+                raise UsageError(str(error)) from error
             sys.exit(f"hello-listen: {error}")
 
     def parseArgs(self, *arguments: str) -> None:
@@ -158,14 +153,13 @@ def makeService(options: Options, reactor: Any = None) -> IService:
     observer = log or logConnection
     if perClient is not None or networks:
         observer = Summaries(observer, perClient, networks, reactor)
-    if options["status"] is None:
-        service = PluginService(HelloFactory(observer), options["endpoints"], reactor)
-    else:
+    service = PluginService(HelloFactory(observer), options["endpoints"], reactor)
+    service.log = log
+    if options["status"] is not None:
         from hello_listen.status import StatusResource, StatusSite, Tally
 
         tally = Tally()
-        service = PluginService(HelloFactory(observer, tally), options["endpoints"], reactor)
+        service.factory.observers += (tally,)
         resource = StatusResource(tally, service, log, options["status-hosts"])
         service.serveStatus(options["status"], StatusSite(resource, service.reactor))
-    service.log = log
     return service
