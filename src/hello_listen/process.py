@@ -30,7 +30,7 @@ class PluginService(HelloService):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self._mayStop = [True]
+        self._stops = iter([True])
 
     def privilegedStartService(self) -> None:
         """
@@ -60,7 +60,7 @@ class PluginService(HelloService):
 
     def stopService(self) -> Deferred[None]:
         """Stop, and let no further signal disturb that."""
-        self._mayStop.clear()
+        next(self._stops, None)
         return super().stopService()
 
     def listenFailed(self, error: Exception) -> None:
@@ -88,9 +88,8 @@ class PluginService(HelloService):
 
     def _stopOnce(self, handler: Callable[..., object], number: int, frame: object) -> None:
         """Do what the reactor does on a signal, which would be a traceback the second time."""
-        # Another signal may interrupt even this handler, but not pop.
-        with suppress(IndexError):
-            self._mayStop.pop()
+        # Another signal may interrupt even this handler, but not next.
+        if next(self._stops, False):
             handler(number, frame)
 
     def _reopen(self, *_: object) -> None:
