@@ -111,9 +111,7 @@ class HelloService(Service):
             seconds later at most where handshakes are half done or the log's disk is stuck.
         """
         super().stopService()
-        stopped = self._release(self.factory).addCallback(lambda _: self._closeObservers())
-        self._attempts = None
-        return stopped.addCallback(lambda _: self._release())
+        return Deferred.fromCoroutine(self._stop())
 
     def listenFailed(self, error: Exception) -> None:
         """
@@ -158,16 +156,16 @@ class HelloService(Service):
         ]
         return gatherResults(stopping)
 
-    def _closeObservers(self) -> Deferred[Any]:
-        """Close the observers that can be closed, and tell how many connections there were."""
+    async def _stop(self) -> None:
+        """Stop what is recorded, then what records it, and at last what serves the status."""
+        stopped = self._release(self.factory)
+        self._attempts = None
+        await stopped
         closes = [o.close for o in self.factory.observers if hasattr(o, "close")]
         closing = [maybeDeferred(close).addErrback(_logNotClosed) for close in closes]
-        return gatherResults(closing).addCallback(self._logStopped)
-
-    def _logStopped(self, closed: list[object]) -> None:
-        """Log the count of connections, unless a connection log has done so."""
-        if not any(closed):
+        if not any(await gatherResults(closing)):  # A connection log has told its own counts.
             _log.info("Stopped. Connections: {count}", count=self.factory.connections)
+        await self._release()
 
 
 def _describe(endpoint: IStreamServerEndpoint) -> str:
