@@ -35,10 +35,13 @@ class Options(UsageOptions):
         """
         Take a reactor.
 
-        @param reactor: what the endpoints are parsed for; by default the global reactor.
+        @param reactor: what the endpoints are parsed for; by default the global reactor, which
+            twistd and twist have installed by now.
         """
         super().__init__()
-        self._reactor = reactor
+        if reactor is None:
+            from twisted.internet import reactor
+        self._reactor: Any = reactor
         self["endpoints"] = []
         self["connection-log"] = None
         self["per-client"] = None
@@ -48,7 +51,7 @@ class Options(UsageOptions):
 
     def opt_endpoint(self, description: str) -> None:
         """Listen here, as often as wanted [default: tcp:7878:interface=127.0.0.1]."""
-        self["endpoints"].append(HelloEndpoint(self._getReactor(), description))
+        self["endpoints"].append(HelloEndpoint(self._reactor, description))
 
     opt_e = opt_endpoint
 
@@ -84,7 +87,7 @@ class Options(UsageOptions):
             import_module("hello_listen.status")
         except ImportError as error:
             raise UsageError(f"{error}: pip install prometheus-client") from error
-        self["status"] = HelloEndpoint(self._getReactor(), description)
+        self["status"] = HelloEndpoint(self._reactor, description)
 
     def opt_status_host(self, name: str) -> None:
         """A name by which browsers may reach --status; IP addresses and localhost always may."""
@@ -127,19 +130,11 @@ class Options(UsageOptions):
         if path == "-" and self.parent is not None and not self.parent.get("nodaemon", True):
             raise UsageError("a process in the background has no standard output: twistd -n: '-'")
         try:
-            self["connection-log"] = ConnectionLog(path, reactor=self._getReactor())
+            self["connection-log"] = ConnectionLog(path, reactor=self._reactor)
         except OSError as error:
             unread = error.errno == errno.ENXIO
             reason = "nobody reads this pipe" if unread else error.strerror
             raise UsageError(f"{reason}: {path!r}") from error
-
-    def _getReactor(self) -> Any:
-        """Return the reactor; its import chooses one, which twistd's options do before."""
-        if self._reactor is None:
-            from twisted.internet import reactor
-
-            self._reactor = reactor
-        return self._reactor
 
 
 def makeService(options: Options, reactor: Any = None) -> IService:
