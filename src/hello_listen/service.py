@@ -85,13 +85,16 @@ class HelloService(Service):
         """
         super().privilegedStartService()
         self._attempts = []
-        try:
-            for endpoint, factory in self._endpoints:
-                self._listen(endpoint, factory)
-        except Exception:
-            self.released = self._release()
-            self._attempts = None
-            raise
+        for endpoint, factory in self._endpoints:
+            attempt = Deferred.fromCoroutine(self._listen(endpoint, factory))
+            failures: list[Failure] = []
+            attempt.addErrback(failures.append)
+            if failures:
+                self.released = self._release()
+                self._attempts = None
+                failures[0].raiseException()
+            attempt.addCallback(self._failsLater, failures)
+            self._attempts.append(attempt)
 
     def startService(self) -> None:
         """
@@ -122,19 +125,9 @@ class HelloService(Service):
         _log.critical("{error}", error=str(error))
         self._release()
 
-    def _listen(self, endpoint: IStreamServerEndpoint, factory: Any) -> None:
-        """Listen on one endpoint, and raise what comes of that at once."""
-        failures: list[Failure] = []
-        attempt = endpoint.listen(factory)
-        attempt.addCallbacks(self._listens, failures.append, (endpoint, factory))
-        if failures:
-            failures[0].raiseException()
-        attempt.addCallback(self._failsLater, failures)
-        self._attempts.append(attempt)  # type: ignore[union-attr]
-
-    def _listens(self, port: Any, endpoint: IStreamServerEndpoint, factory: Any) -> None:
-        """Keep a port, and tell where it listens."""
-        self._ports[endpoint] = port
+    async def _listen(self, endpoint: Any, factory: Any) -> None:
+        """Listen on one endpoint, and tell where that is."""
+        port = self._ports[endpoint] = await endpoint.listen(factory)
         what = "Listening" if factory is self.factory else "Status"
         _log.info("{what} on {address}", what=what, address=addressText(port.getHost()))
 
