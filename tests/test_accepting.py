@@ -275,6 +275,25 @@ def test_reset_before_another_protocol_looks(serve: Serve) -> None:
     assert [formatEvent(event) for event in events] == ["Connection could not be served"]
 
 
+@pytest.mark.parametrize("reset", [True, False])
+def test_factory_that_refuses(serve: Serve, reset: bool) -> None:
+    """A connection for which a factory builds no protocol is closed, without a word."""
+
+    class Refusing(Factory):
+        def buildProtocol(self, address: object) -> None:
+            return None
+
+    server = serve(make=lambda hello: Refusing())
+    with server.connect() as client, capturedLogs() as events:
+        if reset:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            client.close()
+        server.port.doRead()
+        assert reset or client.recv(1) == b""
+    assert not events
+    assert not server.seen
+
+
 def test_observer_that_stops_the_port(serve: Serve) -> None:
     """An inherited port that is stopped by what it reports accepts nobody else."""
     with socket.create_server(("127.0.0.1", 0)) as owned:
@@ -305,11 +324,18 @@ def test_system_that_cannot_refuse(serve: Serve, monkeypatch: pytest.MonkeyPatch
     assert server.port.fileno() == -1
 
 
-def test_header_on_its_way_at_a_stop(serve: Serve) -> None:
-    """A client that was accepted has a moment to send its header."""
+@pytest.mark.parametrize("drain", [0, 3])
+def test_header_on_its_way_at_a_stop(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, drain: float
+) -> None:
+    """A client that was accepted has a moment to send its header, however long ago that was."""
+    monkeypatch.setattr(module, "QUIET", 0.1)
+    monkeypatch.setattr(module, "DRAIN", drain)
     server = serve(make=proxied)
     client = server.connect()
     until(lambda: server.hello.waiting)
+    waited = deferLater(reactor, 0.1)
+    until(lambda: waited.called)
     stopped = server.port.stopListening()
     reactor.iterate(0)
     client.sendall(HEADER)
@@ -412,6 +438,23 @@ def test_making_room(serve: Serve) -> None:
     until(lambda: len(seen) == 5)
 
 
+def test_no_more_room_than_needed(serve: Serve) -> None:
+    """One client costs one silent client its place, and not those behind it theirs."""
+    seen: list[Connection] = []
+    hello = HelloFactory(seen.append)
+    behind, plain = serve(make=proxied, hello=hello), serve(hello=hello)
+    silent = [behind.connect() for _ in range(4)]
+    until(lambda: len(hello.waiting) == 4)
+    client = plain.connect()
+    with Hog():
+        until(lambda: any(connection.error is None for connection in seen))
+    assert [connection.error for connection in seen] == ["proxy_header_evicted", None]
+    assert ended(client)
+    for socket_ in silent:
+        socket_.close()
+    until(lambda: not hello.waiting)
+
+
 def test_aborted_before_it_was_accepted(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the system tells of a client that is gone, the next one is served without a pause."""
     server = serve()
@@ -450,11 +493,37 @@ def test_stopping_out_of_descriptors(serve: Serve) -> None:
     server.port._hello = None
     clients = [server.connect() for _ in range(3)]
     with Hog():
+        server.port.doRead()
+        end = reactor.seconds() + PAUSE
+
+        def untilThePauseEnds() -> None:
+            while reactor.seconds() <= end:
+                pass
+
+        # The reactor is busy until the pause ends between two looks of the stop.
+        reactor.callLater(0, untilThePauseEnds)
         stopped = server.port.stopListening()
-        until(lambda: server.port._paused)
+        for _ in range(20):
+            reactor.iterate(0)
+        assert not stopped.called
     until(lambda: stopped.called)
     assert all(map(ended, clients))
     assert len(server.seen) == 3
+
+
+def test_stop_while_clients_come(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where they cannot be refused, it ends as soon as nobody waits, not once nobody comes."""
+    monkeypatch.setattr(sys, "platform", "another")
+    server = serve()
+    clients = [server.connect()]
+    stopped = server.port.stopListening()
+    while not stopped.called:
+        assert len(clients) < 500
+        clients.append(server.connect())
+        for _ in range(5):
+            reactor.iterate(0.001)
+    assert all(map(ended, clients))
+    assert len(server.seen) == len(clients)
 
 
 def test_stop_takes_its_longest(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:

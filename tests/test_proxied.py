@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable
 from dataclasses import replace
+from io import BytesIO
 from ipaddress import IPv4Address as V4
 from ipaddress import IPv6Address as V6
 from ipaddress import ip_address
@@ -17,6 +18,7 @@ from proxyprotocol.detect import ProxyProtocolDetect
 from proxyprotocol.result import is_ipv4, is_ipv6
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import ISSLTransport
+from twisted.internet.protocol import FileWrapper
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from zope.interface import directlyProvides
@@ -260,6 +262,17 @@ def test_stop() -> None:
     assert transport.disconnecting
     assert [connection.error for connection in server.seen] == ["proxy_header_stopped"]
     assert not server.clock.getDelayedCalls()
+
+
+def test_evicted_from_standard_input() -> None:
+    """A transport that cannot be aborted is closed."""
+    server = Server()
+    protocol = server.factory.buildProtocol(PROXY)
+    transport = FileWrapper(BytesIO())
+    protocol.makeConnection(transport)
+    protocol.fail("evicted")
+    assert transport.closed
+    assert [connection.error for connection in server.seen] == ["proxy_header_evicted"]
 
 
 def test_tls_is_aborted() -> None:

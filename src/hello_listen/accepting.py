@@ -35,8 +35,8 @@ DRAIN = 3.0
 """Most seconds that a stop waits for handshakes that are half done."""
 
 QUIET = 0.3
-"""Seconds after the last client in which a stop waits for PROXY headers; and for another client,
-where the system shows no handshakes."""
+"""Seconds in which a stop waits for PROXY headers, after its begin and after each client; and for
+another client, where the system shows no handshakes."""
 
 LONGEST_DRAIN = 30.0
 """Most seconds that a stop takes: without descriptors, or where newcomers cannot be refused."""
@@ -138,16 +138,10 @@ class HelloPort(FileDescriptor):
                 self._serve(connection, name)
                 if not self._accepts():  # An observer has stopped this port.
                     return
-        except ConnectionAbortedError:
-            pass
+        except (BlockingIOError, ConnectionAbortedError):
+            self._evicting = 1
         except OSError as error:
-            # EINVAL: the end of the queue of a UNIX socket that was shut down.
-            if isinstance(error, BlockingIOError) or (
-                self._stopped and error.errno == errno.EINVAL
-            ):
-                self._evicting = 1
-            else:
-                Deferred.fromCoroutine(self._pause(error))
+            Deferred.fromCoroutine(self._pause(error))
 
     def connectionLost(self, reason: Failure) -> None:
         """
@@ -208,6 +202,8 @@ class HelloPort(FileDescriptor):
         """Serve a connection that its client has reset."""
         peer = _address(name)
         protocol = self._factory.buildProtocol(peer)
+        if protocol is None:
+            return
         protocol.makeConnection(EndedTransport(peer, _address(connection.getsockname())))
         try:
             with suppress(OSError):
@@ -227,9 +223,11 @@ class HelloPort(FileDescriptor):
             for protocol in list(islice(self._hello.waiting, self._evicting)):
                 protocol.fail("evicted")
             self._evicting = min(2 * self._evicting, SLICE)
+            await deferLater(self.reactor, 0)  # Now their descriptors are closed.
         else:
             await deferLater(self.reactor, PAUSE)
         self._paused = False
+        self._lastClient = self.reactor.seconds()  # Nobody has looked at the queue since.
         if self._accepts():
             self.startReading()
 
@@ -253,12 +251,12 @@ class HelloPort(FileDescriptor):
             else:
                 self.stopReading()
             while (now := self.reactor.seconds()) < start + LONGEST_DRAIN:
-                last, expects = self._lastClient, now < start + DRAIN and self._expects()
+                last, expects = self._lastClient, self._expects(start, now)
                 await self._turn(turn)
                 served = not self._accepts() or (self._lastClient == last and not self._paused)
                 if served and not expects:
                     return
-                turn = 0.02
+                turn = 0.02 if expects or self._paused else 0.0
             _log.error("Clients in the queue were not served: {address}", address=self.getHost())
         finally:
             self.connectionLost(Failure(ConnectionDone()))
@@ -274,12 +272,17 @@ class HelloPort(FileDescriptor):
             if self._listener.family == socket.AF_INET6:
                 self._listener.setsockopt(socket.IPPROTO_IPV6, _IPV6_MINHOPCOUNT, 255)
 
-    def _expects(self) -> bool:
-        """Say whether a PROXY header is on its way, or a client: a handshake is half done."""
-        isQuiet = self.reactor.seconds() >= self._lastClient + QUIET
+    def _expects(self, start: float, now: float) -> bool:
+        """
+        Say whether somebody is on their way: a PROXY header, or a handshake that is half done.
+
+        @param start: when the stop began.
+        @param now: the time.
+        """
+        isQuiet = now >= max(start, self._lastClient) + QUIET
         if self._hello and self._hello.waiting and not isQuiet:
             return True
-        if isinstance(self._host, UNIXAddress) or not self._accepts():
+        if isinstance(self._host, UNIXAddress) or not self._accepts() or now >= start + DRAIN:
             return False
         port = f":{self._listener.getsockname()[1]:04X}"
         family = "6" if self._listener.family == socket.AF_INET6 else ""

@@ -92,12 +92,13 @@ class ProxiedProtocol(Protocol):
         try:
             self.factory.hello.established(*ends, proxy, error)
         finally:
+            transport: Any = self.transport
             # TLS would wait for the peer to agree that the connection is closed, and a
-            # descriptor that is to make room is wanted at once.
-            if ISSLTransport.providedBy(self.transport) or error == "proxy_header_evicted":
-                self.transport.abortConnection()  # type: ignore[attr-defined]
+            # descriptor that is to make room is wanted at once; stdio: has no way to do so.
+            if ISSLTransport.providedBy(transport) or error == "proxy_header_evicted":
+                getattr(transport, "abortConnection", transport.loseConnection)()
             else:
-                self.transport.loseConnection()
+                transport.loseConnection()
 
 
 class ProxiedFactory(ServerFactory):
