@@ -18,7 +18,7 @@ from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import LogEvent, capturedLogs, formatEvent
 from zope.interface import implementer
 
-from hello_listen import Connection, HelloFactory, HelloService, ListenError
+from hello_listen import Connection, HelloEndpoint, HelloFactory, HelloService, ListenError
 
 
 @implementer(IListeningPort)
@@ -123,6 +123,33 @@ def test_closes_its_observers() -> None:
         slow.closing.callback(None)
     assert done
     assert texts(events) == ["Stopped. Connections: 0"]
+
+
+def test_an_endpoint_that_is_given_twice() -> None:
+    """It is listened on twice, and both ports are stopped."""
+    ports = FakePort(), FakePort()
+    endpoint = HelloEndpoint(FakeReactor(*ports), "tcp:1")
+    service = HelloService(HelloFactory(), [endpoint, endpoint], FakeReactor())
+    service.startService()
+    assert service.listening == [("tcp:1", ports[0].getHost())] * 2
+    service.stopService()
+    assert all(port.stopped for port in ports)
+
+
+def test_starting_while_it_stops() -> None:
+    """What the service listens on by then is not stopped with what it listened on before."""
+    observer = ClosingObserver()
+    before, after = [FakePort(), FakePort()], [FakePort(), FakePort()]
+    reactor = FakeReactor(*before, *after)
+    service = HelloService(HelloFactory(observer), ["tcp:1"], reactor)
+    service.serveStatus(HelloEndpoint(reactor, "tcp:2"), HelloFactory())
+    service.startService()
+    stopped = service.stopService()
+    service.startService()
+    observer.closing.callback(None)
+    assert stopped.called
+    assert all(port.stopped for port in before)
+    assert not any(port.stopped for port in after)
 
 
 def test_endpoints_are_a_list() -> None:

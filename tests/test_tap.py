@@ -387,6 +387,7 @@ def test_hangup_without_a_terminal(
     service = makeService(parse("-l", str(path), reactor=reactor), reactor)
     service.startService()
     reactor.run()
+    disk.until(path.read_bytes)
     path.rename(tmp_path / "old")
     signal.raise_signal(signal.SIGHUP)
     assert not path.exists()

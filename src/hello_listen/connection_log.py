@@ -61,6 +61,7 @@ class ConnectionLog:
     @ivar recorded: how many have a written record of their own.
     @ivar summarized: how many are counted in a written summary.
     @ivar lost: how many were dropped.
+    @ivar waiting: how many bytes of records are kept in memory.
     @ivar failing: why it cannot be written at the moment, or L{None}.
     """
 
@@ -94,15 +95,10 @@ class ConnectionLog:
         # What follows is shared with the thread, and the lock guards it.
         self._lock = Lock()
         self._lines: list[str] = []
-        self._size = 0
+        self.waiting = 0
         self._missing: dict[str, int] = {}
         # No earlier: a daemonizing twistd forks, and threads do not survive that.
         reactor.callWhenRunning(self._start)
-
-    @property
-    def waiting(self) -> int:
-        """How many bytes of records are kept in memory."""
-        return self._size
 
     def __call__(self, record: Connection | Summary) -> None:
         """
@@ -120,13 +116,13 @@ class ConnectionLog:
         count = getattr(record, "count", 1)
         with self._lock:
             self.connections += count
-            if self._size + len(line) > self._kept:
+            if self.waiting + len(line) > self._kept:
                 self.lost += count
                 self._miss(count)
             else:
                 self._endMissing()
                 self._lines.append(line)
-                self._size += len(line)
+                self.waiting += len(line)
         self._start()
         if not self._wake.is_set():
             self._wake.set()
@@ -177,7 +173,7 @@ class ConnectionLog:
         """Put a line about the log itself among those that wait."""
         head = {"timestamp": timestamp(time()), "message": message, "service.instance.id": self.id}
         self._lines.insert(index, dumps({**head, **fields}) + "\n")
-        self._size += len(self._lines[index])
+        self.waiting += len(self._lines[index])
 
     def _counts(self) -> dict[str, int]:
         """Return what has become of the connections so far."""
@@ -195,7 +191,7 @@ class ConnectionLog:
             closing = self._closing.is_set()
             while written and (batch := self._takeBatch()):
                 written = self._write(batch)
-            if self.failing and monotonic() >= self._failedAt + HELD:
+            if written and self.failing and monotonic() >= self._failedAt + HELD:
                 self.failing = None
                 _log.info("Connection log works again: {path!r}", path=str(self._file))
             if self._reopen:
@@ -234,7 +230,7 @@ class ConnectionLog:
                 if self._isOver.is_set():
                     return False
                 start += written
-                self._size -= written
+                self.waiting -= written
                 whole = batch.rfind(b"\n", 0, start) + 1
                 self._count(batch[counted:whole])
                 counted = whole

@@ -57,14 +57,14 @@ class HelloService(Service):
         ]
         self.released: Deferred[Any] = succeed(None)
         self._attempts: list[Deferred[Any]] | None = None
-        self._ports: dict[IStreamServerEndpoint, Any] = {}
+        self._ports: dict[int, Any] = {}
 
     @property
     def listening(self) -> list[tuple[str, IAddress | None]]:
         """Each endpoint's description, and the address that it is bound to, or L{None}."""
         return [
-            (_describe(each), self._ports[each].getHost() if each in self._ports else None)
-            for each, factory in self._endpoints
+            (_describe(each), self._ports[number].getHost() if number in self._ports else None)
+            for number, (each, factory) in enumerate(self._endpoints)
             if factory is self.factory
         ]
 
@@ -85,12 +85,12 @@ class HelloService(Service):
         """
         super().privilegedStartService()
         self._attempts = []
-        for endpoint, factory in self._endpoints:
-            attempt = Deferred.fromCoroutine(self._listen(endpoint, factory))
+        for number in range(len(self._endpoints)):
+            attempt = Deferred.fromCoroutine(self._listen(number))
             failures: list[Failure] = []
             attempt.addErrback(failures.append)
             if failures:
-                self.released = self._release()
+                self.released = self._release(self._giveUp())
                 self._attempts = None
                 failures[0].raiseException()
             attempt.addCallback(self._failsLater, failures)
@@ -123,11 +123,13 @@ class HelloService(Service):
         @param error: the reason.
         """
         _log.critical("{error}", error=str(error))
-        self._release()
+        self._release(self._giveUp())
 
-    async def _listen(self, endpoint: Any, factory: Any) -> None:
+    async def _listen(self, number: int) -> None:
         """Listen on one endpoint, and tell where that is."""
-        port = self._ports[endpoint] = await endpoint.listen(factory)
+        endpoint, factory = self._endpoints[number]
+        port: Any = await endpoint.listen(factory)
+        self._ports[number] = port
         what = "Listening" if factory is self.factory else "Status"
         _log.info("{what} on {address}", what=what, address=addressText(port.getHost()))
 
@@ -138,27 +140,34 @@ class HelloService(Service):
             if not isinstance(error, CancelledError):
                 self.listenFailed(error)
 
-    def _release(self, only: Any = None) -> Deferred[Any]:
-        """Give up on attempts, and stop listening, for one factory only or for all."""
+    def _giveUp(self) -> dict[int, Any]:
+        """Cancel what is still on its way, and return the ports there are."""
         for attempt in self._attempts or []:
             attempt.cancel()
+        ports, self._ports = self._ports, {}
+        return ports
+
+    def _release(self, ports: dict[int, Any]) -> Deferred[Any]:
+        """Stop listening on ports."""
         stopping = [
-            maybeDeferred(self._ports.pop(each).stopListening).addErrback(_logNotReleased, each)
-            for each, factory in self._endpoints
-            if each in self._ports and only in (None, factory)
+            maybeDeferred(port.stopListening).addErrback(
+                _logNotReleased, self._endpoints[number][0]
+            )
+            for number, port in ports.items()
         ]
         return gatherResults(stopping)
 
     async def _stop(self) -> None:
         """Stop what is recorded, then what records it, and at last what serves the status."""
-        stopped = self._release(self.factory)
+        ports = self._giveUp()
         self._attempts = None
-        await stopped
+        status = {n: p for n, p in ports.items() if self._endpoints[n][1] is not self.factory}
+        await self._release({n: p for n, p in ports.items() if n not in status})
         closes = [o.close for o in self.factory.observers if hasattr(o, "close")]
         closing = [maybeDeferred(close).addErrback(_logNotClosed) for close in closes]
         if not any(await gatherResults(closing)):  # A connection log has told its own counts.
             _log.info("Stopped. Connections: {count}", count=self.factory.connections)
-        await self._release()
+        await self._release(status)
 
 
 def _describe(endpoint: IStreamServerEndpoint) -> str:
