@@ -168,6 +168,7 @@ def _checkCertificates(description: str) -> None:
 
 # What the parsers let through from Python, and what a person would call it.
 _WORDS = (
+    (r"((?:No module|import).* '?OpenSSL.*)", r"\1: pip install 'twisted[tls]'"),
     (r"invalid literal for int\(\) with base \d+: (.*)", r"not a number: \1"),
     (r".*got an unexpected keyword argument ('.*?').*", r"no such argument: \1"),
     (r".*got multiple values for argument ('.*?').*", r"given twice: \1"),
@@ -182,8 +183,6 @@ def _parseReason(error: Exception, description: str) -> str:
     """Return in words why a description cannot be parsed."""
     if isinstance(error, LookupError) and re.match("systemd:", description, re.I):
         return "no such socket was inherited (systemd passes them, see sd_listen_fds(3))"
-    if isinstance(error, ImportError) and error.name == "OpenSSL":
-        return f"{error}: pip install 'twisted[tls]'"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename!r}"
     for pattern, words in _WORDS:
