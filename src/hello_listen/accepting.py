@@ -94,6 +94,7 @@ class HelloPort(FileDescriptor):
         if getattr(unmapped(self._host), "host", None) in ("0.0.0.0", "::"):  # noqa: S104
             self._host = None  # Each connection knows which address it reached.
         self._spare: socket.socket | None = None
+        self._accepts = True
         self._paused = False
         self._evicting = 1
         self._lastClient = self._lastWarning = -WARN
@@ -130,13 +131,14 @@ class HelloPort(FileDescriptor):
     def doRead(self) -> None:
         """Accept a slice of the queue."""
         try:
-            for _ in range(SLICE):
+            for number in range(SLICE):
                 if self._spare is None and not self._inPlace:
                     self._spare = self._listener.dup()
                 connection, name = self._listener.accept()
-                self._lastClient = self.reactor.seconds()
+                if number == 0:
+                    self._lastClient = self.reactor.seconds()
                 self._serve(connection, name)
-                if not self._accepts():  # An observer has stopped this port.
+                if not self._accepts:  # An observer has stopped this port.
                     return
         except (BlockingIOError, ConnectionAbortedError):
             self._evicting = 1
@@ -150,6 +152,7 @@ class HelloPort(FileDescriptor):
         @param reason: why.
         """
         super().connectionLost(reason)
+        self._accepts = False
         self._listener.close()
         if self._spare is not None:
             self._spare.close()
@@ -162,10 +165,6 @@ class HelloPort(FileDescriptor):
             # Twisted could not remove a UNIX socket, and went no further.
             self._factory.doStop()
             raise
-
-    def _accepts(self) -> bool:
-        """Say whether this port accepts connections: until it stops, or its queue was served."""
-        return not self.disconnected and (self._stopped is None or self._port is not None)
 
     def _serve(self, connection: socket.socket, name: Any) -> None:
         """Report a connection and close it, or hand it to the reactor."""
@@ -228,7 +227,7 @@ class HelloPort(FileDescriptor):
             await deferLater(self.reactor, PAUSE)
         self._paused = False
         self._lastClient = self.reactor.seconds()  # Nobody has looked at the queue since.
-        if self._accepts():
+        if self._accepts:
             self.startReading()
 
     async def _turn(self, seconds: float) -> None:
@@ -245,15 +244,16 @@ class HelloPort(FileDescriptor):
         start = self.reactor.seconds()
         turn = 0.0
         try:
-            if self._accepts():
+            if self._port is not None:
                 with suppress(OSError):  # Not every system can.
                     self._refuseNew()
             else:
+                self._accepts = False
                 self.stopReading()
             while (now := self.reactor.seconds()) < start + LONGEST_DRAIN:
                 last, expects = self._lastClient, self._expects(start, now)
                 await self._turn(turn)
-                served = not self._accepts() or (self._lastClient == last and not self._paused)
+                served = not self._accepts or (self._lastClient == last and not self._paused)
                 if served and not expects:
                     return
                 turn = 0.02 if expects or self._paused else 0.0
@@ -282,7 +282,7 @@ class HelloPort(FileDescriptor):
         isQuiet = now >= max(start, self._lastClient) + QUIET
         if self._hello and self._hello.waiting and not isQuiet:
             return True
-        if isinstance(self._host, UNIXAddress) or not self._accepts() or now >= start + DRAIN:
+        if isinstance(self._host, UNIXAddress) or not self._accepts or now >= start + DRAIN:
             return False
         port = f":{self._listener.getsockname()[1]:04X}"
         family = "6" if self._listener.family == socket.AF_INET6 else ""

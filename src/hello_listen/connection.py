@@ -7,6 +7,7 @@ from datetime import datetime, timezone
 from functools import lru_cache
 from ipaddress import IPv6Address as IPv6
 from json import dumps
+from typing import ClassVar
 
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IAddress
@@ -27,6 +28,7 @@ class Connection:
     @ivar proxy: the proxy that sent a valid PROXY header, or L{None}. For the proxy's own health
         checks, C{client} is the proxy.
     @ivar error: what was wrong with the connection (OpenTelemetry's C{error.type}), or L{None}.
+    @cvar count: how many connections this is, as a summary tells of several.
     """
 
     time: float
@@ -34,6 +36,7 @@ class Connection:
     server: IAddress
     proxy: IAddress | None = None
     error: str | None = None
+    count: ClassVar[int] = 1
 
     @property
     def clientAddress(self) -> str | None:

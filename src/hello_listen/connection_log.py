@@ -113,7 +113,7 @@ class ConnectionLog:
         self._sequence += 1
         identity = f', "service.instance.id": "{self.id}", "sequence": {self._sequence}}}\n'
         line = record.json()[:-1] + identity
-        count = getattr(record, "count", 1)
+        count = record.count
         with self._lock:
             self.connections += count
             if self.waiting + len(line) > self._kept:
@@ -123,7 +123,8 @@ class ConnectionLog:
                 self._endMissing()
                 self._lines.append(line)
                 self.waiting += len(line)
-        self._start()
+        if self._thread is None:
+            self._start()
         if not self._wake.is_set():
             self._wake.set()
 
