@@ -84,17 +84,19 @@ class Connection:
 
         See https://opentelemetry.io/docs/specs/semconv/registry/attributes/ for their meaning.
         """
+        kind = network(self.client)
+        client, server, proxy = map(hostAndPort, (self.client, self.server, self.proxy))
         fields = {
             "timestamp": timestamp(self.time),
             "message": MESSAGE,
-            "network.transport": self.transport,
-            "network.type": self.networkType,
-            "client.address": self.clientAddress,
-            "client.port": self.clientPort,
-            "server.address": self.serverAddress,
-            "server.port": self.serverPort,
-            "network.peer.address": self.proxyAddress,
-            "network.peer.port": self.proxyPort,
+            "network.transport": kind[0],
+            "network.type": kind[1],
+            "client.address": client[0],
+            "client.port": client[1],
+            "server.address": server[0],
+            "server.port": server[1],
+            "network.peer.address": proxy[0],
+            "network.peer.port": proxy[1],
             "error.type": self.error,
         }
         return {name: value for name, value in fields.items() if value is not None}
