@@ -94,8 +94,9 @@ class Fleet:
         return Counter(line for file in files for line in file.read_text().splitlines())
 
     def said(self, file: str, pattern: str) -> list[Any]:
-        """Return what a part said in its output or in its errors."""
-        return re.findall(pattern, (self.folder / file).read_text())
+        """Return what a part said in its output or its errors, which it may not have yet."""
+        path = self.folder / file
+        return re.findall(pattern, path.read_text()) if path.exists() else []
 
 
 @pytest.fixture
