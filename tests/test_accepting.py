@@ -24,7 +24,7 @@ from twisted.logger import capturedLogs, formatEvent
 from twisted.python.failure import Failure
 from zope.interface.verify import verifyClass, verifyObject
 
-from hello_listen import Connection, HelloFactory, HelloProtocol
+from hello_listen import Connection, HelloEndpoint, HelloFactory, HelloProtocol
 from hello_listen import accepting as module
 from hello_listen.accepting import PAUSE, SLICE, EndedTransport, HelloPort
 from hello_listen.proxied import ProxiedFactory
@@ -202,8 +202,8 @@ class FailingProtocol(Protocol):
     """A protocol that cannot be connected."""
 
     def connectionMade(self) -> None:
-        """Fail."""
-        raise RuntimeError("no context")
+        """Fail, in a way that the reactor would take for the end of the port."""
+        raise SystemExit("no context")
 
 
 @pytest.mark.parametrize("known", [True, False])
@@ -256,13 +256,14 @@ def test_reset_in_the_queue(serve: Serve, data: bytes) -> None:
     assert not server.hello.waiting
 
 
-def test_reset_before_another_protocol_looks(serve: Serve) -> None:
+@pytest.mark.parametrize("error", [RuntimeError, OSError])
+def test_reset_before_another_protocol_looks(serve: Serve, error: type[Exception]) -> None:
     """A protocol of somebody else's learns that its connection was lost, whatever it raises."""
     lost: list[Failure] = []
 
     class Raising(Protocol):
         def dataReceived(self, data: bytes) -> None:
-            raise RuntimeError
+            raise error
 
         def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
             lost.append(reason)
@@ -618,6 +619,35 @@ def test_unix_socket(serve: Serve, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_stopped_unix_socket_does_not_spin(serve: Serve, tmp_path: Path) -> None:
+    """Nobody is looked for after the queue, though a header is still waited for."""
+    server = serve(tmp_path / "s", make=proxied)
+    client = server.connect()
+    until(lambda: server.hello.waiting)
+    stopped = server.port.stopListening()
+    until(lambda: server.port not in reactor.getReaders())
+    assert not stopped.called
+    client.sendall(HEADER)
+    until(lambda: stopped.called)
+    assert [connection.clientAddress for connection in server.seen] == ["192.0.2.7"]
+    client.close()
+
+
+def test_no_descriptor_for_a_second_port() -> None:
+    """Where the endpoint is bound but cannot be served, it is released."""
+    failures: list[Failure] = []
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    endpoint = HelloEndpoint(reactor, f"tcp:{port}:interface=127.0.0.1")
+    with Hog() as hog:
+        hog.release(1)
+        endpoint.listen(HelloFactory()).addErrback(failures.append)
+    assert failures[0].getErrorMessage() == f"Too many open files: '{endpoint.description}'"
+    reactor.iterate(0)
+    with socket.socket() as client:
+        assert client.connect_ex(("127.0.0.1", port)) == errno.ECONNREFUSED
+
+
 def test_unix_socket_that_cannot_be_removed(tmp_path: Path) -> None:
     """The factory stops all the same, so that connections without a header are recorded."""
     server = Server(tmp_path / "s", make=proxied)
@@ -690,6 +720,7 @@ def test_reactor_that_stops() -> None:
     server.port.connectionLost(Failure(ConnectionError()))
     until(lambda: not server.port._paused)
     assert server.port not in reactor.getReaders()
+    server.port.connectionLost(Failure(ConnectionError()))
     assert server.factory.numPorts == 0
     with pytest.raises(ConnectionResetError):
         client.recv(1)

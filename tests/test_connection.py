@@ -141,6 +141,12 @@ def test_json(
     assert connection.json() == json.dumps(connection.fields())
 
 
+def test_no_address() -> None:
+    """What Twisted's own C{haproxy:} takes for an address adds no member to the JSON."""
+    connection = Connection(TIME, IPv4Address("TCP", '1.2.3.4","client.port": "5', 6), V4)
+    assert connection.json() == json.dumps(connection.fields())
+
+
 @given(name=st.binary(max_size=107).filter(lambda name: b"\0" not in name[1:]))
 def test_nothing_breaks_a_line(name: bytes) -> None:
     """No name of a UNIX socket can end a line, hide, or reorder text, and none reads as another."""

@@ -225,6 +225,6 @@ def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
     port.startListening()
     assert isinstance(port.getHost(), PipeAddress)
     assert factory.connections == 0
-    port.stopListening()
+    assert port.stopListening().called
     assert factory.connections == 1
     assert made[0].transport.disconnecting

@@ -1,5 +1,6 @@
 """The protocol and its factory, on Twisted's own test doubles."""
 
+import pytest
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.protocol import Protocol
 from twisted.internet.testing import StringTransport
@@ -58,11 +59,12 @@ def test_observer_gets_connections_instead() -> None:
     assert not events
 
 
-def test_observer_that_raises() -> None:
+@pytest.mark.parametrize("error", [RuntimeError, SystemExit])
+def test_observer_that_raises(error: type[BaseException]) -> None:
     """An observer's error is logged; the next one is told, and the connection is dropped."""
 
     def observer(connection: Connection) -> None:
-        raise RuntimeError("no room")
+        raise error("no room")
 
     seen: list[Connection] = []
     with capturedLogs() as events:
@@ -73,7 +75,7 @@ def test_observer_that_raises() -> None:
     assert formatEvent(event).startswith("Observer failed for: Connection established! 192.0.2.7")
     failure = event["log_failure"]
     assert isinstance(failure, Failure)
-    assert isinstance(failure.value, RuntimeError)
+    assert isinstance(failure.value, error)
 
 
 def test_transport_without_addresses() -> None:

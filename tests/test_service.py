@@ -257,6 +257,24 @@ def test_an_endpoint_that_fails_later(pending: list[Deferred[Any]]) -> None:
     assert service.listening == [("tcp:1", None), ("later:", None)]
 
 
+def test_stopping_after_an_endpoint_has_failed(pending: list[Deferred[Any]]) -> None:
+    """Observers are closed once the other ports have served who waits, and no earlier."""
+    port, observer = FakePort(), ClosingObserver()
+    stopping: Deferred[None] = Deferred()
+    port.stopListening = lambda: stopping  # type: ignore[method-assign]
+    factory = HelloFactory(observer, ClosingObserver(OSError("no disk")))
+    service = HelloService(factory, ["tcp:1", "later:"], reactor=FakeReactor(port))
+    service.startService()
+    with capturedLogs() as events:
+        pending[0].errback(OSError("no circuit"))
+        stopped = service.stopService()
+        assert texts(events) == ["no circuit: 'later:'"]
+        stopping.callback(None)
+    assert "Observer could not be closed" in texts(events)
+    observer.closing.callback(None)
+    assert stopped.called
+
+
 def test_an_endpoint_that_fails_between_the_two_starts(pending: list[Deferred[Any]]) -> None:
     """Nothing is bound a second time."""
     port = FakePort()

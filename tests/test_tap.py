@@ -324,8 +324,11 @@ class RefusingReactor(FakeReactor):
         return self.ports[0]
 
     def iterate(self, delay: float = 0) -> None:
-        """Stop what is stopping."""
-        self.ports[0].stopped.callback(None)
+        """Stop what is stopping; then make a call from a thread."""
+        if self.ports[0].stopped.called:
+            self.callOne()
+        else:
+            self.ports[0].stopped.callback(None)
 
 
 def test_a_start_that_fails_ends_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -341,6 +344,20 @@ def test_a_start_that_fails_ends_in_one_line(monkeypatch: pytest.MonkeyPatch) ->
     sys.excepthook(ListenError, raised.value, traceback)
     assert isinstance(sys.stderr, StringIO)
     assert sys.stderr.getvalue() == "hello-listen: bind(): port must be 0-65535: 'tcp:99999'\n"
+
+
+def test_a_start_that_fails_closes_the_log(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Who had connected to what was bound is recorded before the process ends."""
+    reactor = RefusingReactor()
+    arguments = ["-e", "tcp:1", "-e", "tcp:99999", "-l", str(tmp_path / "log")]
+    service: Any = makeService(parse(*arguments, reactor=reactor), reactor)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    service.factory.established(ADDRESS, ADDRESS)
+    with pytest.raises(ListenError):
+        service.privilegedStartService()
+    lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    assert lines[-1]["message"] == "Connection log closed"
+    assert lines[-1]["recorded"] == 1
 
 
 def test_a_late_failure_ends_the_process(received: list[int]) -> None:
@@ -369,10 +386,13 @@ def test_sigterm_before_the_reactor_runs(received: list[int]) -> None:
     handler = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     reactor = FakeReactor()
     makeService(parse(reactor=reactor), reactor).privilegedStartService()
-    signal.raise_signal(signal.SIGTERM)
-    signal.signal(signal.SIGTERM, handler)
-    assert not received
+    for _ in range(2):
+        signal.raise_signal(signal.SIGTERM)
+    # A reactor says that it runs before it handles signals.
     reactor.run()
+    assert not received
+    signal.signal(signal.SIGTERM, handler)
+    reactor.advance(0)
     assert received == [signal.SIGTERM]
 
 

@@ -26,7 +26,8 @@ from hello_listen.connection import unmapped
 from hello_listen.protocol import HelloFactory, HelloProtocol
 
 SLICE = 32
-"""Most connections that are accepted before the reactor reads from those it has."""
+"""Most connections that are accepted before the reactor reads from those it has, and most that are
+evicted at once."""
 
 PAUSE = 0.05
 """Seconds without accepting when descriptors or memory have run out."""
@@ -35,11 +36,12 @@ DRAIN = 3.0
 """Most seconds that a stop waits for handshakes that are half done."""
 
 QUIET = 0.3
-"""Seconds in which a stop waits for PROXY headers, after its begin and after each client; and for
-another client, where the system shows no handshakes."""
+"""Seconds that a stop waits for PROXY headers, from its begin or the last client on; also for
+another client, where half-done handshakes cannot be seen."""
 
 LONGEST_DRAIN = 30.0
-"""Most seconds that a stop takes: without descriptors, or where newcomers cannot be refused."""
+"""Seconds after which a stop leaves clients alone: descriptors have run out, or newcomers cannot be
+refused."""
 
 WARN = 60.0
 """Least seconds between two warnings that clients have to wait."""
@@ -138,10 +140,12 @@ class HelloPort(FileDescriptor):
                 if number == 0:
                     self._lastClient = self.reactor.seconds()
                 self._serve(connection, name)
-                if not self._accepts:  # An observer has stopped this port.
+                if not self._accepts:  # An observer has stopped or closed it.
                     return
         except (BlockingIOError, ConnectionAbortedError):
             self._evicting = 1
+            if self._stopped and isinstance(self._host, UNIXAddress):
+                self.stopReading()  # A UNIX socket that was shut down stays readable.
         except OSError as error:
             Deferred.fromCoroutine(self._pause(error))
 
@@ -151,6 +155,8 @@ class HelloPort(FileDescriptor):
 
         @param reason: why.
         """
+        if self.disconnected:
+            return
         super().connectionLost(reason)
         self._accepts = False
         self._listener.close()
@@ -186,7 +192,7 @@ class HelloPort(FileDescriptor):
             self.reactor.adoptStreamConnection(
                 connection.fileno(), self._listener.family, self._factory
             )
-        except Exception:
+        except BaseException:
             _log.failure("Connection could not be served")
             # Whatever the reactor holds of it ends as well.
             with suppress(OSError):
@@ -204,9 +210,12 @@ class HelloPort(FileDescriptor):
         if protocol is None:
             return
         protocol.makeConnection(EndedTransport(peer, _address(connection.getsockname())))
+        data = b""
+        with suppress(OSError):
+            data = connection.recv(65536)
         try:
-            with suppress(OSError):
-                protocol.dataReceived(connection.recv(65536))
+            if data:
+                protocol.dataReceived(data)
         finally:
             protocol.connectionLost(Failure(ConnectionLost()))
 
@@ -233,7 +242,7 @@ class HelloPort(FileDescriptor):
     async def _turn(self, seconds: float) -> None:
         """Wait for a time, and until the reactor has read whatever had arrived by now."""
         await deferLater(self.reactor, seconds)
-        await deferLater(self.reactor, 0)  # The first one may have come before the reading.
+        await deferLater(self.reactor, 0)  # The first may come before the reactor has read.
 
     async def _stop(self) -> None:
         """

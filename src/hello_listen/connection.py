@@ -105,7 +105,12 @@ class Connection:
         """Return the fields as one line of ASCII JSON, without its end."""
         client, server = self.client, self.server
         plain = self.proxy is None and self.error is None
-        if plain and type(client) is IPv4Address and type(server) is IPv4Address:
+        if (
+            plain
+            and type(client) is IPv4Address
+            and type(server) is IPv4Address
+            and client.host.replace(".", "").isdigit()  # Twisted's own haproxy: takes any text.
+        ):
             # What json.dumps would give, in 2 instead of 14 µs.
             return (
                 f'{{"timestamp": "{timestamp(self.time)}", "message": "{MESSAGE}", '

@@ -29,13 +29,13 @@ BATCH = 0.01
 """Seconds for which records are collected before they are written together."""
 
 LINES = 5000
-"""Most lines that are written together: while they are joined, connections wait."""
+"""Most lines that are written together: while they are joined, the reactor's thread waits."""
 
 RETRY = 0.5
 """Seconds between attempts to write what could not be written."""
 
 HELD = 2.0
-"""Seconds without a failure after which the log works again."""
+"""Seconds without a failure after which the log says that it works again."""
 
 CLOSING = 5.0
 """Seconds that the log has at its end to write what is left."""
@@ -53,8 +53,8 @@ class ConnectionLog:
     An observer that appends each connection to a file, a pipe or standard output, as JSON.
 
     Its records are numbered from 1 and carry its C{id}, so that each is accounted for: a gap is a
-    loss. They are written by a thread of their own, which starts when the reactor runs: a blocked
-    write delays neither connections nor process exit.
+    loss. They are written by a thread of their own, which starts with the reactor or the first
+    record: a blocked write delays neither connections nor process exit.
 
     @ivar id: 12 random hexadecimal digits, in every line that this log writes.
     @ivar connections: how many it was told of so far; each is, or will be, one of the next three.
@@ -72,7 +72,7 @@ class ConnectionLog:
         @param path: a file, which is made if need be, and opened anew once it was renamed or
             removed; a pipe that somebody reads; or C{-} for standard output.
         @param kept: how many bytes of records to keep while they cannot be written.
-        @param reactor: when it runs, the thread starts; by default the global reactor.
+        @param reactor: when it runs, the log is opened; by default the global reactor.
 
         @raise OSError: it cannot be opened.
         """
@@ -90,14 +90,14 @@ class ConnectionLog:
         self._thread: Thread | None = None
         self._wake = Event()
         self._closing = Event()
-        self._isOver = Event()
+        self._givenUp = Event()
         self._closed: Deferred[ConnectionLog] = Deferred()
         # What follows is shared with the thread, and the lock guards it.
         self._lock = Lock()
         self._lines: list[str] = []
         self.waiting = 0
         self._missing: dict[str, int] = {}
-        # No earlier: a daemonizing twistd forks, and threads do not survive that.
+        # Not now: a daemonizing twistd forks, and threads do not survive that.
         reactor.callWhenRunning(self._start)
 
     def __call__(self, record: Connection | Summary) -> None:
@@ -211,7 +211,7 @@ class ConnectionLog:
         self._reactor.callFromThread(self._closed.callback, self)
 
     def _takeBatch(self) -> bytes:
-        """Return what waits to be written."""
+        """Return the next lines to be written."""
         with self._lock:
             self._endMissing()
             lines, self._lines = self._lines[:LINES], self._lines[LINES:]
@@ -225,10 +225,10 @@ class ConnectionLog:
                 written = self._file.write(batch, start)
             except OSError as error:
                 self._fail(error)
-                self._isOver.wait(RETRY)
+                self._givenUp.wait(RETRY)
                 written = 0
             with self._lock:
-                if self._isOver.is_set():
+                if self._givenUp.is_set():
                     return False
                 start += written
                 self.waiting -= written
@@ -259,7 +259,7 @@ class ConnectionLog:
     def _finish(self, _: object) -> ConnectionLog:
         """Count what is left as lost, and log the counts."""
         with self._lock:
-            self._isOver.set()
+            self._givenUp.set()
             self.lost = self.connections - self.recorded - self.summarized
         _log.info(_COUNTS, **self._counts())
         return self

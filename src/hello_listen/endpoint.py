@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from twisted.internet import tcp
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.endpoints import AdoptedStreamServerEndpoint, serverFromString
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IAddress, IListeningPort, IStreamServerEndpoint
@@ -102,12 +102,13 @@ class HelloEndpoint:
         return Deferred.fromCoroutine(self._listen(serving, hello))
 
     async def _listen(self, factory: Any, hello: HelloFactory | None) -> Any:
-        """Bind the endpoint, and accept in the place of Twisted's port, where it is a socket."""
+        """Bind the endpoint, and put a HelloPort in the place of Twisted's port."""
         endpoint, reactor = self._endpoint, self._reactor
+        port: Any = None
         try:
             if isinstance(endpoint, AdoptedStreamServerEndpoint):
                 # A description may be mistaken about the family. The socket stays, for a restart.
-                port: Any = HelloPort(endpoint.fileno, factory, hello, reactor)
+                port = HelloPort(endpoint.fileno, factory, hello, reactor)
             else:
                 port = await endpoint.listen(factory)
                 if not IListeningPort.providedBy(port):
@@ -119,6 +120,8 @@ class HelloEndpoint:
         except CancelledError:
             raise
         except Exception as error:
+            if port is not None:
+                port.stopListening()
             raise ListenError(None, self.description, _listenReason(error)) from error
         return port
 
@@ -141,9 +144,10 @@ class _StandardIOPort:
         host: IAddress = self._transport.getHost()
         return host
 
-    def stopListening(self) -> None:
+    def stopListening(self) -> Deferred[None]:
         """Stop the factory: a connection that still waits for its header is recorded."""
         self._factory.doStop()
+        return succeed(None)
 
 
 def _parse(description: str, reactor: Any) -> Any:
@@ -212,7 +216,7 @@ def _escapedInterface(host: re.Match[str]) -> str:
 
 
 def _listenReason(error: Any) -> str:
-    """Return why an endpoint cannot be bound, leaving nothing of the attempt behind."""
+    """Return why an endpoint cannot be bound, and remove the lock that Twisted left."""
     if isinstance(error, CannotListenError):
         if isinstance(error.port, bytes) and isinstance(error.socketError, OSError):
             # Twisted took it before it found that it cannot bind the UNIX socket.

@@ -18,7 +18,8 @@ WAIT = 0.5
 """Most seconds to wait for room in a pipe before the caller is asked again."""
 
 LOCKED = 2.0
-"""Seconds after which a file that somebody else keeps locked is written without a lock."""
+"""Seconds after which a file that somebody else keeps locked is written without a lock, until it is
+opened anew."""
 
 # What is written to a pipe whole or not at all (pipe(7)), so that what is lost can be counted.
 _PIPE_BUF = getattr(select, "PIPE_BUF", 4096)
@@ -51,7 +52,7 @@ class LogFile:
             raise FileNotFoundError(errno.ENOENT, "a path is missing", "")
         self._file = -1
         self._path = None
-        self._isStuck = False
+        self._outOfReach = False
         self._isNew = self._lockable = True
         if path != "-":
             # twistd may change the folder.
@@ -73,7 +74,7 @@ class LogFile:
         """
         Open the file anew.
 
-        @raise OSError: it cannot be opened, and the old file was deleted.
+        @raise OSError: it cannot be opened, and there is no old file to go on with.
         """
         if self._path is None:
             return
@@ -83,8 +84,8 @@ class LogFile:
             if self._file < 0 or not os.fstat(self._file).st_nlink:
                 raise
             # After --uid or --chroot, the path may be out of reach.
-            if not self._isStuck:
-                self._isStuck = True
+            if not self._outOfReach:
+                self._outOfReach = True
                 text = "Connection log cannot be opened anew, and goes on: {reason}: {path!r}"
                 _log.warn(text, reason=error.strerror, path=self._path)
 
@@ -139,7 +140,7 @@ class LogFile:
             os.set_blocking(file, True)
         self.close()
         self._file = file
-        self._isStuck = False
+        self._outOfReach = False
         self._isNew = self._lockable = True
 
     def _moved(self, path: str) -> bool:

@@ -21,7 +21,7 @@ _SIGNALS = "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2"
 
 class PluginService(HelloService):
     """
-    The service of a process that has no other: it ends where that cannot listen.
+    The only service of a process, which ends if it cannot listen.
 
     @ivar log: what SIGHUP opens anew, or L{None}.
     """
@@ -36,24 +36,25 @@ class PluginService(HelloService):
         """
         Bind every endpoint, or see to it that the process ends with one line that says why not.
 
-        @raise ListenError: as L{HelloService.privilegedStartService} does. twistd removes its
-            pidfile and tells its parent process of an L{Exception} only.
+        @raise ListenError: as L{HelloService.privilegedStartService} does, and not SystemExit:
+            twistd removes its pidfile and tells its parent process of an L{Exception} only.
         """
         if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
             # It would kill before the reactor runs and handles it, though clients may be waiting.
-            signal.signal(signal.SIGTERM, lambda *_: self.reactor.callWhenRunning(_stop))
+            signal.signal(signal.SIGTERM, self._stopLater)
         try:
             super().privilegedStartService()
         except ListenError as error:
             reason = f"hello-listen: {error}"
             sys.excepthook = lambda *_: print(reason, file=sys.stderr)
-            # The reactor will not run, and so would not release what is bound already.
-            while not self.released.called:
+            # The reactor will not run, and so would not serve who waits at what was bound already.
+            stopped = self.stopService()
+            while not stopped.called:
                 self.reactor.iterate(0.01)
             raise
 
     def startService(self) -> None:
-        """Start, and end as SIGTERM does on every signal that would end the process at once."""
+        """Start, and handle the signals that would end the process at once."""
         super().startService()
         # The reactor handles SIGTERM and SIGINT when it runs.
         self.reactor.callWhenRunning(self._handleSignals)
@@ -72,8 +73,13 @@ class PluginService(HelloService):
         super().listenFailed(error)
         _stop()
 
+    def _stopLater(self, number: int, frame: object) -> None:
+        """Do what SIGTERM does, once the reactor handles it: a turn after it has begun to run."""
+        signal.signal(number, signal.SIG_IGN)
+        self.reactor.callWhenRunning(self.reactor.callLater, 0, _stop)
+
     def _handleSignals(self) -> None:
-        """Handle the signals that nobody else handles or ignores."""
+        """Heed the first SIGTERM or SIGINT only, and handle what nobody else does or ignores."""
         for name in ("SIGTERM", "SIGINT"):
             number = getattr(signal, name)
             handler = signal.getsignal(number)
@@ -87,8 +93,8 @@ class PluginService(HelloService):
                 signal.signal(number, self._reopen if reopens else _stop)
 
     def _stopOnce(self, handler: Callable[..., object], number: int, frame: object) -> None:
-        """Do what the reactor does on a signal, which would be a traceback the second time."""
-        # Another signal may interrupt even this handler, but not next.
+        """Pass on the first signal only: a second reactor.stop would log a traceback."""
+        # next() is atomic, even to another signal.
         if next(self._stops, False):
             handler(number, frame)
 

@@ -93,5 +93,6 @@ class HelloFactory(ServerFactory):
         for observer in self.observers:
             try:
                 observer(connection)
-            except Exception:
+            except BaseException:
+                # The reactor would take sys.exit() for the end of the port.
                 _log.failure("Observer failed for: {connection}", connection=str(connection))

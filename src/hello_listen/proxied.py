@@ -210,7 +210,7 @@ def _checkExtensions(data: bytes) -> None:
 
 
 def _named(kind: Literal["TCP", "UDP"], layout: str, packed: bytes) -> Named:
-    """Return the client and the server that a header of version 2 packs in this layout."""
+    """Return the client and the server that are packed as in a header of version 2."""
     client, server, *ports = struct.unpack(layout, packed)
     if layout == _UNIX:
         return _unixAddress(client), _unixAddress(server)

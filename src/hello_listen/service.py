@@ -27,7 +27,7 @@ class HelloService(Service):
 
     @ivar factory: what serves the endpoints.
     @ivar reactor: what it listens with.
-    @ivar released: after a start that failed, fires when what was bound is released.
+    @ivar released: after an endpoint failed, fires when the others are released.
     """
 
     def __init__(
@@ -81,12 +81,13 @@ class HelloService(Service):
         """
         Bind every endpoint.
 
-        @raise ListenError: one cannot be bound; those before it are released again.
+        @raise ListenError: one cannot be bound, and those before it are being released.
         """
         super().privilegedStartService()
         self._attempts = []
         for number in range(len(self._endpoints)):
             attempt = Deferred.fromCoroutine(self._listen(number))
+            # What is in there now is raised, and what comes later is told by _failsLater.
             failures: list[Failure] = []
             attempt.addErrback(failures.append)
             if failures:
@@ -110,8 +111,9 @@ class HelloService(Service):
         """
         Release every endpoint, close the observers, and log how many connections there were.
 
-        @return: a L{Deferred} that fires when all of that is done: at once where nobody comes, some
-            seconds later at most where handshakes are half done or the log's disk is stuck.
+        @return: a L{Deferred} that fires when all of that is done. Where nobody comes, that is at
+            once. Handshakes that are half done have 3 seconds, a log whose disk is stuck has 5, and
+            clients that cannot be served because descriptors have run out have 30.
         """
         super().stopService()
         return Deferred.fromCoroutine(self._stop())
@@ -123,7 +125,7 @@ class HelloService(Service):
         @param error: the reason.
         """
         _log.critical("{error}", error=str(error))
-        self._release(self._giveUp())
+        self.released = self._release(self._giveUp())
 
     async def _listen(self, number: int) -> None:
         """Listen on one endpoint, and tell where that is."""
@@ -161,6 +163,7 @@ class HelloService(Service):
         """Stop what is recorded, then what records it, and at last what serves the status."""
         ports = self._giveUp()
         self._attempts = None
+        await self.released
         status = {n: p for n, p in ports.items() if self._endpoints[n][1] is not self.factory}
         await self._release({n: p for n, p in ports.items() if n not in status})
         closes = [o.close for o in self.factory.observers if hasattr(o, "close")]
@@ -176,7 +179,7 @@ def _describe(endpoint: IStreamServerEndpoint) -> str:
 
 
 def _logNotReleased(failure: Failure, endpoint: IStreamServerEndpoint) -> None:
-    """Say that something of an endpoint is left, as a UNIX socket is that --uid may not remove."""
+    """Say what could not be removed, such as a UNIX socket in a folder that --uid may not write."""
     reason = getattr(failure.value, "strerror", None) or failure.value
     _log.error("Not released: {reason}: {endpoint!r}", reason=reason, endpoint=_describe(endpoint))
 
