@@ -84,6 +84,7 @@ class ConnectionLog:
         self._file = LogFile(path)
         self._reactor = reactor
         self._kept = kept
+        self._identity = f', "service.instance.id": "{self.id}", "sequence": '
         self._sequence = 0
         self._reopen = False
         self._failedAt = 0.0
@@ -111,8 +112,7 @@ class ConnectionLog:
         if self._closing.is_set():
             raise ValueError("the connection log is closed")
         self._sequence += 1
-        identity = f', "service.instance.id": "{self.id}", "sequence": {self._sequence}}}\n'
-        line = record.json()[:-1] + identity
+        line = f"{record.json()[:-1]}{self._identity}{self._sequence}}}\n"
         count = record.count
         with self._lock:
             self.connections += count
@@ -120,7 +120,8 @@ class ConnectionLog:
                 self.lost += count
                 self._miss(count)
             else:
-                self._endMissing()
+                if self._missing:
+                    self._endMissing()
                 self._lines.append(line)
                 self.waiting += len(line)
         if self._thread is None:
@@ -166,9 +167,8 @@ class ConnectionLog:
 
     def _endMissing(self) -> None:
         """Put a line where records are missing."""
-        if self._missing:
-            self._tell("Connections not recorded", self._missing, len(self._lines))
-            self._missing = {}
+        self._tell("Connections not recorded", self._missing, len(self._lines))
+        self._missing = {}
 
     def _tell(self, message: str, fields: Mapping[str, str | int], index: int = 0) -> None:
         """Put a line about the log itself among those that wait."""
@@ -213,7 +213,8 @@ class ConnectionLog:
     def _takeBatch(self) -> bytes:
         """Return the next lines to be written."""
         with self._lock:
-            self._endMissing()
+            if self._missing:
+                self._endMissing()
             lines, self._lines = self._lines[:LINES], self._lines[LINES:]
         return "".join(lines).encode()
 
