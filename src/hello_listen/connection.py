@@ -86,7 +86,7 @@ class Connection:
         """
         kind = network(self.client)
         client, server, proxy = map(hostAndPort, (self.client, self.server, self.proxy))
-        fields = {
+        fields: dict[str, str | int | None] = {
             "timestamp": timestamp(self.time),
             "message": MESSAGE,
             "network.transport": kind[0],
@@ -99,7 +99,7 @@ class Connection:
             "network.peer.port": proxy[1],
             "error.type": self.error,
         }
-        return {name: value for name, value in fields.items() if value is not None}
+        return known(fields)
 
     def json(self) -> str:
         """Return the fields as one line of ASCII JSON, without its end."""
@@ -126,6 +126,11 @@ class Connection:
         if self.proxy is not None:
             text += f" via {addressText(self.proxy)}"
         return f"{text} ({self.error})" if self.error else text
+
+
+def known(fields: dict[str, str | int | None]) -> dict[str, str | int]:
+    """Return the fields that have a value."""
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def asciiText(text: str) -> str:

@@ -21,6 +21,7 @@ from hello_listen.connection import (
     Connection,
     asciiText,
     hostAndPort,
+    known,
     network,
     timestamp,
 )
@@ -69,7 +70,7 @@ class Summary:
             "network.type": self.networkType,
             "client.address": self.clientAddress,
         }
-        return {name: value for name, value in fields.items() if value is not None}
+        return known(fields)
 
     def json(self) -> str:
         """Return the fields as one line of ASCII JSON, without its end."""
