@@ -26,6 +26,10 @@ BACKLOG = 2**31 - 1
 """More than any system's longest accept queue, which a longer one is cut to."""
 
 
+PROXIED = re.compile("^haproxy(:|$)", re.I)
+"""How the description of an endpoint begins that reads a PROXY header."""
+
+
 class ListenError(CannotListenError):
     """
     An endpoint cannot be listened on; the text gives the reason, then the endpoint.
@@ -67,11 +71,11 @@ class HelloEndpoint:
         self.description = description
         self._reactor = reactor
         # Twisted's haproxy: tells of a connection before it has read the header.
-        inner = re.sub("^haproxy(:|$)", "", description, flags=re.I)
+        inner = PROXIED.sub("", description)
         prefix = description.removesuffix(inner)
         self._proxied = bool(prefix)
         try:
-            if re.match("haproxy(:|$)", inner, re.I):
+            if PROXIED.match(inner):
                 raise ValueError("one PROXY header is expected, not two")
             if re.match("unix:(:|$)", inner):
                 raise ValueError("missing: 'address'")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -17,7 +16,7 @@ from twisted.python.usage import UsageError
 
 import hello_listen
 from hello_listen.connection_log import ConnectionLog
-from hello_listen.endpoint import HelloEndpoint
+from hello_listen.endpoint import PROXIED, HelloEndpoint
 from hello_listen.process import PluginService
 from hello_listen.protocol import HelloFactory, logConnection
 from hello_listen.summaries import Summaries
@@ -81,7 +80,7 @@ class Options(UsageOptions):
         """Serve a page, JSON and metrics of who connected here (needs prometheus-client)."""
         if self["status"] is not None:
             raise UsageError(f"there is one status endpoint: {description!r}")
-        if re.match("haproxy(:|$)", description, re.I):
+        if PROXIED.match(description):
             raise UsageError(f"{description!r}: a PROXY header is of no use here")
         try:
             import_module("hello_listen.status")
