@@ -414,13 +414,23 @@ def test_out_of_descriptors(serve: Serve, make: Any) -> None:
     ]
 
 
-def test_making_room(serve: Serve) -> None:
-    """Where descriptors lack, the oldest makes room whose header has not arrived."""
+Silent = tuple[list[Connection], HelloFactory, Server, list[socket.socket]]
+
+
+@pytest.fixture
+def besideSilent(serve: Serve) -> Silent:
+    """Return a plain port, and four clients of another one, who owe that their headers."""
     seen: list[Connection] = []
     hello = HelloFactory(seen.append)
     behind, plain = serve(make=proxied, hello=hello), serve(hello=hello)
     silent = [behind.connect() for _ in range(4)]
     until(lambda: len(hello.waiting) == 4)
+    return seen, hello, plain, silent
+
+
+def test_making_room(besideSilent: Silent) -> None:
+    """Where descriptors lack, the oldest makes room whose header has not arrived."""
+    seen, _, plain, silent = besideSilent
     client = plain.connect()
     with Hog():
         plain.port.doRead()
@@ -439,13 +449,9 @@ def test_making_room(serve: Serve) -> None:
     until(lambda: len(seen) == 5)
 
 
-def test_no_more_room_than_needed(serve: Serve) -> None:
+def test_no_more_room_than_needed(besideSilent: Silent) -> None:
     """One client costs one silent client its place, and not those behind it theirs."""
-    seen: list[Connection] = []
-    hello = HelloFactory(seen.append)
-    behind, plain = serve(make=proxied, hello=hello), serve(hello=hello)
-    silent = [behind.connect() for _ in range(4)]
-    until(lambda: len(hello.waiting) == 4)
+    seen, hello, plain, silent = besideSilent
     client = plain.connect()
     with Hog():
         until(lambda: any(connection.error is None for connection in seen))
