@@ -40,10 +40,16 @@ class Fed:
         self.got: list[Connection | Summary] = []
         self.summaries = Summaries(self.got.append, perClient, networks, self.clock)
 
-    def feed(self, client: IAddress, count: int = 1, error: str | None = None) -> None:
+    def feed(
+        self,
+        client: IAddress,
+        count: int = 1,
+        error: str | None = None,
+        server: IAddress = SERVER,
+    ) -> None:
         """Let a client connect so often, at the clock's time."""
         for _ in range(count):
-            self.summaries(Connection(self.clock.seconds(), client, SERVER, None, error))
+            self.summaries(Connection(self.clock.seconds(), client, server, None, error))
 
     def take(self) -> list[object]:
         """Return what was passed on since: the client of a connection, or a summary's facts."""
@@ -106,6 +112,36 @@ def test_networks() -> None:
         (1, "192.0.2.8", 0, 0),
         (1, "2001:db8::/64", 0, 0),
     ]
+
+
+def test_networks_with_a_port() -> None:
+    """What a network's clients do on another port of the server is news."""
+    fed = Fed(None, "192.0.2.7,7878", "192.0.2.0/28,80", "2001:db8::/32,7878", "10.0.0.1")
+    known, other = v4("192.0.2.7"), IPv4Address("TCP", "192.0.2.1", 22)
+    web = IPv6Address("TCP", "2001:db8::1", 80)
+    fed.feed(known, 3)
+    fed.feed(known, server=other)
+    fed.feed(known, server=web)
+    fed.feed(v4("192.0.2.8"))
+    fed.feed(v6("2001:db8::9"))
+    fed.feed(v4("10.0.0.1"), server=other)
+    fed.feed(v4("10.0.0.1"), server=UNIXAddress(b"/run/server"))
+    fed.feed(known, server=UNIXAddress(b"/run/server"))
+    fed.feed(UNIXAddress(None))
+    assert fed.take() == [known, v4("192.0.2.8"), known, UNIXAddress(None)]
+    fed.clock.advance(PERIOD)
+    assert fed.take() == [
+        (4, "192.0.2.7", 0, 0),
+        (1, "2001:db8::/64", 0, 0),
+        (2, "10.0.0.1", 0, 0),
+    ]
+
+
+def test_client_that_is_no_address() -> None:
+    """What Twisted's own C{haproxy:} takes for an address is in no network, and is recorded."""
+    fed = Fed(None, "0.0.0.0/0")
+    fed.feed(v4("somebody"))
+    assert fed.take() == [v4("somebody")]
 
 
 def test_errors_count_for_the_limit() -> None:
@@ -203,10 +239,25 @@ def test_global_reactor() -> None:
     summaries.close()
 
 
-def test_bad_network() -> None:
-    """A network that is none is an error that names it."""
-    with pytest.raises(ValueError, match=r"'192\.0\.2\.7/33'"):
-        Summaries(logConnection, networks=["192.0.2.7/33"], reactor=Clock())
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("192.0.2.7/33", "not a network: '192.0.2.7/33'"),
+        ("192.0.2.7,", "not a port from 1 to 65535: '' in '192.0.2.7,'"),
+        ("192.0.2.7,0", "not a port from 1 to 65535: '0' in '192.0.2.7,0'"),
+        ("192.0.2.7,70000", "not a port from 1 to 65535: '70000' in '192.0.2.7,70000'"),
+        ("192.0.2.7,http", "not a port from 1 to 65535: 'http' in '192.0.2.7,http'"),
+        ("192.0.2.7,1,2", "not a port from 1 to 65535: '1,2' in '192.0.2.7,1,2'"),
+        ("::1,+80", "not a port from 1 to 65535: '+80' in '::1,+80'"),
+        ("192.0.2.7,\u0668", "not a port from 1 to 65535: '\u0668' in '192.0.2.7,\u0668'"),
+        (",7878", "not a network: ''"),
+    ],
+)
+def test_bad_network(text: str, reason: str) -> None:
+    """What is neither a network nor one with a port is an error that names it."""
+    with pytest.raises(ValueError, match="not a") as raised:
+        Summaries(logConnection, networks=[text], reactor=Clock())
+    assert str(raised.value) == reason
 
 
 @pytest.mark.parametrize(

@@ -135,11 +135,15 @@ def test_several_endpoints_share_a_factory() -> None:
         ),
         (["-l", ""], "a path is missing: ''"),
         (["--per-client", "-1"], "not a number of connections: '-1'"),
+        (["--summarize", "192.0.2.7/33"], "not a network: '192.0.2.7/33'"),
         (
-            ["--summarize", "192.0.2.7/33"],
-            "no network: '192.0.2.7/33' does not appear to be an IPv4 or IPv6 network",
+            ["--summarize", "192.0.2.7/24"],
+            "not a network: '192.0.2.7/24'; did you mean '192.0.2.0/24'?",
         ),
-        (["--summarize", "192.0.2.7/24"], "no network: 192.0.2.7/24 has host bits set"),
+        (
+            ["--summarize", "192.0.2.7,70000"],
+            "not a port from 1 to 65535: '70000' in '192.0.2.7,70000'",
+        ),
         (["surplus"], "unexpected argument: 'surplus'"),
         (["--bogus"], "option --bogus not recognized"),
         (["-e"], "option -e requires argument"),

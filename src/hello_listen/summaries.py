@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from ipaddress import ip_address, ip_network
 from json import dumps
 from math import ceil
 from socket import AF_INET6, inet_ntop, inet_pton
@@ -25,6 +25,7 @@ from hello_listen.connection import (
     network,
     timestamp,
 )
+from hello_listen.networks import Networks
 
 PERIOD = 60.0
 """Seconds that a summary covers."""
@@ -109,7 +110,8 @@ class Summaries:
         @param perClient: at most how many connections of a client are passed on in a period, 0 for
             none; by default all.
         @param networks: addresses or networks, such as C{192.0.2.0/24}, whose connections are
-            only summarized, unless they have an error.
+            only summarized, unless they have an error. C{192.0.2.7,7878} stands for connections
+            to the server's port 7878 only.
         @param reactor: what keeps the time; by default the global reactor.
 
         @raise ValueError: a network cannot be understood.
@@ -118,7 +120,7 @@ class Summaries:
             from twisted.internet import reactor
         self._observer = observer
         self._perClient = perClient
-        self._networks = [ip_network(text) for text in networks]
+        self._networks = networksByPort(networks)
         self._reactor = reactor
         # ipaddress takes 2 µs for each look.
         self._isIn = lru_cache(maxsize=CLIENTS)(self._findNetwork)
@@ -135,7 +137,7 @@ class Summaries:
         """
         client = connection.client
         key = client.host if type(client) is IPv4Address else _key(client)
-        if not (self._networks and connection.error is None and self._isListed(client)):
+        if not (self._networks and connection.error is None and self._isListed(connection)):
             if self._perClient is None:
                 self._observer(connection)
                 return
@@ -177,15 +179,16 @@ class Summaries:
         summary.count += 1
         summary.last = max(summary.last, time)
 
-    def _isListed(self, client: IAddress) -> bool:
-        """Say whether a client is in one of the networks."""
-        host = getattr(client, "host", None)
-        return host is not None and self._isIn(host.partition("%")[0])
+    def _isListed(self, connection: Connection) -> bool:
+        """Say whether a connection came from one of the networks, to its port if it has one."""
+        client = connection.client
+        return isinstance(client, (IPv4Address, IPv6Address)) and self._isIn(
+            client.host, getattr(connection.server, "port", None)
+        )
 
-    def _findNetwork(self, host: str) -> bool:
-        """Say whether an IP address is in one of the networks."""
-        address = ip_address(host)
-        return any(address in network for network in self._networks)
+    def _findNetwork(self, host: str, port: int | None) -> bool:
+        """Say whether an IP address is in one of the networks for a server's port."""
+        return any(host in self._networks.get(each, ()) for each in {None, port})
 
     def _endPeriod(self) -> None:
         """Pass on what was counted, and begin anew."""
@@ -201,6 +204,25 @@ class Summaries:
                 self._observer(summary)
             except Exception:
                 _log.failure("Observer failed for: {summary}", summary=str(summary))
+
+
+def networksByPort(texts: Iterable[str]) -> dict[int | None, Networks]:
+    """
+    Parse networks, each with or without a server's port.
+
+    @param texts: such as C{192.0.2.0/24} or C{192.0.2.7,7878}.
+
+    @return: the networks for each port, and under L{None} those for all ports.
+
+    @raise ValueError: a text cannot be understood; the message quotes it.
+    """
+    found: dict[int | None, list[str]] = {}
+    for text in texts:
+        network, comma, port = text.partition(",")
+        if comma and not (re.fullmatch("[1-9][0-9]{0,4}", port) and int(port) <= 65535):
+            raise ValueError(f"not a port from 1 to 65535: {port!r} in {text!r}")
+        found.setdefault(int(port) if comma else None, []).append(network)
+    return {port: Networks(networks) for port, networks in found.items()}
 
 
 @lru_cache(maxsize=1000)

@@ -6,7 +6,6 @@ import errno
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from ipaddress import ip_network
 from typing import Any, NoReturn
 
 import twisted
@@ -19,7 +18,7 @@ from hello_listen.connection_log import ConnectionLog
 from hello_listen.endpoint import PROXIED, HelloEndpoint
 from hello_listen.process import PluginService
 from hello_listen.protocol import HelloFactory, logConnection
-from hello_listen.summaries import Summaries
+from hello_listen.summaries import Summaries, networksByPort
 
 DEFAULT_ENDPOINT = "tcp:7878:interface=127.0.0.1"
 
@@ -69,11 +68,8 @@ class Options(UsageOptions):
         self["per-client"] = int(count)
 
     def opt_summarize(self, network: str) -> None:
-        """Only sum up connections from this address or network, as often as wanted."""
-        try:
-            ip_network(network)
-        except ValueError as error:
-            raise UsageError(f"no network: {error}") from error
+        """Count connections from NETWORK or NETWORK,PORT, but do not record each; repeatable."""
+        networksByPort([network])
         self["summarize"].append(network)
 
     def opt_status(self, description: str) -> None:
