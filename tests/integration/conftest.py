@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import socket
 from collections.abc import Iterator
@@ -9,7 +10,29 @@ from pathlib import Path
 
 import pytest
 
-from processes import INHERIT, SCRIPTS, Process, Start, tool
+from processes import INHERIT, SCRIPTS, Process, Start, listens, tool, until
+
+STREAM = "/usr/lib/nginx/modules/ngx_stream_module.so"
+
+# A relative path is one below the folder that -p names. nginx makes all five temporary folders when
+# it starts; its defaults are below /var/lib/nginx, where only root may make them.
+NGINX = """
+daemon off;
+master_process off;
+pid {name}.pid;
+error_log stderr;
+{stream}
+events {{ worker_connections 4096; }}
+http {{
+    access_log off;
+    client_body_temp_path body;
+    proxy_temp_path proxy;
+    fastcgi_temp_path fastcgi;
+    uwsgi_temp_path uwsgi;
+    scgi_temp_path scgi;
+    {http}
+}}
+"""
 
 
 @pytest.fixture
@@ -26,6 +49,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
     yield startProcess
     for process in reversed(processes):
+        print(process.said())  # pytest shows it if the test has failed.
         process.end()
 
 
@@ -35,6 +59,22 @@ def hello(start: Start) -> Start:
     return lambda *arguments, **options: start(
         "twistd", "-n", "--pidfile=", "hello-listen", *arguments, **options
     )
+
+
+@pytest.fixture
+def nginx(start: Start, tmp_path: Path) -> Start:
+    """Start nginx with a port and what is in its stream or http block; wait until it listens."""
+
+    def startNginx(port: int, *, stream: str = "", http: str = "") -> Process:
+        if stream:
+            stream = f"load_module {tool(STREAM, os.F_OK)};\nstream {{ {stream} }}"
+        path = tmp_path / f"nginx-{port}.conf"
+        path.write_text(NGINX.format(name=path.stem, stream=stream, http=http))
+        process = start("nginx", "-p", tmp_path, "-e", "stderr", "-c", path)
+        until(lambda: listens(port))
+        return process
+
+    return startNginx
 
 
 @pytest.fixture

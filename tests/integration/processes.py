@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import select
+import shlex
 import shutil
 import signal
 import socket
@@ -13,9 +14,10 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from twisted.internet.interfaces import IStreamServerEndpointStringParser
@@ -24,6 +26,9 @@ from twisted.plugin import getPlugins
 SCRIPTS = Path(sys.executable).parent
 PATIENCE = 60.0
 """Seconds after which something that should have happened is given up; no test asserts a time."""
+
+SHOWN = 100
+"""Lines of a program's output that a failure shows at most."""
 
 LOOPBACK = "tcp:0:interface=127.0.0.1"
 """An endpoint for each test: a port of its own."""
@@ -43,34 +48,49 @@ STREAMS = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": sub
 
 
 class Process:
-    """A process whose output a test reads line by line; it is ended with the test."""
+    """
+    A process whose output a test reads line by line; it is ended with the test.
+
+    @cvar watched: the processes whose end no test has waited for.
+    """
+
+    watched: ClassVar[set[Process]] = set()
 
     def __init__(
-        self, arguments: list[str], folder: Path, patience: float = PATIENCE, **options: object
+        self,
+        arguments: list[str],
+        folder: Path,
+        patience: float = PATIENCE,
+        files: Sequence[str] = (),
+        **options: object,
     ) -> None:
-        """Start it in a folder, with its output and its errors in one pipe."""
+        """
+        Start it in a folder, with its output and its errors in one pipe.
+
+        @param patience: the seconds after which it is killed.
+        @param files: the names of files in the folder that it writes its output or errors to.
+        """
         self.folder = folder
         self.lines: list[str] = []
+        self._files = [folder / name for name in files]
         self._process = subprocess.Popen(
             arguments,
             cwd=folder,
-            text=True,
-            errors="surrogateescape",
             **(STREAMS | options),  # type: ignore[call-overload]
         )
         self.pid: int = self._process.pid
-        self.stdin = self._process.stdin
         self._watchdog = threading.Timer(patience, self._process.kill)
         self._watchdog.start()
+        self.watched.add(self)
 
     def expect(self, pattern: str) -> re.Match[str]:
         """Read until a line matches, and return the match."""
-        for line in self._process.stdout or ():
-            self.lines.append(line.rstrip("\n"))
+        for line in self._read():
             match = re.search(pattern, line)
             if match:
                 return match
-        raise AssertionError(f"no {pattern!r} in\n" + "\n".join(self.lines))
+        self._process.wait()
+        raise AssertionError(f"no {pattern!r} in the output of\n{self.said()}")
 
     def port(self) -> int:
         """Read until the next endpoint listens, and return its port."""
@@ -86,10 +106,35 @@ class Process:
 
     def wait(self) -> int:
         """Read what is left, and return the status."""
-        self.lines += (line.rstrip("\n") for line in self._process.stdout or ())
+        for _ in self._read():
+            pass
         status: int = self._process.wait()
         self._watchdog.cancel()
+        self.watched.discard(self)
         return status
+
+    def hasFailed(self) -> bool:
+        """Say whether it ended without success, other than by SIGTERM, by which tests end it."""
+        return self._process.poll() not in (None, 0, -signal.SIGTERM)
+
+    def said(self) -> str:
+        """Return its command, its status and the end of what it said, without waiting for more."""
+        pipe = self._process.stdout
+        if pipe and not pipe.closed:
+            # What it started may hold the other end.
+            os.set_blocking(pipe.fileno(), False)
+            self.lines += (pipe.read() or b"").decode(errors="surrogateescape").splitlines()
+            os.set_blocking(pipe.fileno(), True)
+        written = [
+            line
+            for file in self._files
+            if file.exists()
+            for line in file.read_text(errors="surrogateescape").splitlines()
+        ]
+        status = self._process.poll()
+        state = "runs" if status is None else f"ended with status {status}"
+        command = shlex.join(self._process.args)
+        return "\n".join([f"{command}: {state}", *[*self.lines, *written][-SHOWN:]])
 
     def stop(self, number: int = signal.SIGTERM) -> str:
         """Ask it to end, and return all of its output."""
@@ -103,9 +148,16 @@ class Process:
             self._process.kill()
         self._process.wait()
         self._watchdog.cancel()
+        self.watched.discard(self)
         for stream in (self._process.stdout, self._process.stdin):
             if stream:
                 stream.close()
+
+    def _read(self) -> Iterator[str]:
+        """Give the lines that it prints, until it has no output any more."""
+        for line in self._process.stdout or ():
+            self.lines.append(line.decode(errors="surrogateescape").rstrip("\n"))
+            yield self.lines[-1]
 
 
 Start = Callable[..., Process]
@@ -135,12 +187,15 @@ def slow(*values: object) -> object:
 
 
 def until(condition: Callable[[], object]) -> None:
-    """Poll until the condition is true."""
+    """Poll until the condition is true; fail at once if a program of the test has failed."""
     for _ in range(int(PATIENCE * 100)):
+        failed = [process for process in Process.watched if process.hasFailed()]
         if condition():
             return
+        assert not failed, "\n".join(process.said() for process in failed)
         threading.Event().wait(0.01)
-    raise AssertionError("it did not come to pass")
+    said = "\n".join(process.said() for process in Process.watched)
+    raise AssertionError(f"it did not come to pass\n{said}")
 
 
 def untilListening(path: Path) -> None:

@@ -45,20 +45,11 @@ listen front
 """
 
 NGINX = """
-daemon off;
-master_process off;
-pid nginx.pid;
-error_log stderr;
-load_module /usr/lib/nginx/modules/ngx_stream_module.so;
-worker_processes 1;
-events {{ worker_connections {wide}; }}
-stream {{
-    server {{
-        listen 127.0.0.1:{front} backlog={most};
-        proxy_pass 127.0.0.1:{port};
-        proxy_protocol on;
-        proxy_connect_timeout 30s;
-    }}
+server {{
+    listen 127.0.0.1:{front} backlog={most};
+    proxy_pass 127.0.0.1:{port};
+    proxy_protocol on;
+    proxy_connect_timeout 30s;
 }}
 """
 
@@ -113,20 +104,20 @@ def test_headers_at_once(
 
 @pytest.mark.parametrize("proxy", ["haproxy", "nginx"])
 def test_clients_of_a_proxy_at_once(
-    start: Start, hello: Start, tmp_path: Path, descriptors: int, proxy: str
+    start: Start, nginx: Start, hello: Start, tmp_path: Path, descriptors: int, proxy: str
 ) -> None:
     """A proxy's 1,000 clients are recorded, each by its own name."""
     tool(proxy)
     clients = min(1000, descriptors // 4)
     server = hello("-l", "log", "-e", f"haproxy:{LOOPBACK}")
-    front, configuration = freePort(), tmp_path / "proxy.conf"
-    text = HAPROXY if proxy == "haproxy" else NGINX
-    configuration.write_text(
-        text.format(front=front, port=server.port(), most=clients + 100, wide=3 * clients)
-    )
-    arguments = ["-db", "-f"] if proxy == "haproxy" else ["-p", tmp_path, "-e", "stderr", "-c"]
-    start(proxy, *arguments, configuration)
-    until(lambda: listens(front))
+    front, text = freePort(), HAPROXY if proxy == "haproxy" else NGINX
+    text = text.format(front=front, port=server.port(), most=clients + 100)
+    if proxy == "nginx":
+        nginx(front, stream=text)
+    else:
+        (tmp_path / "haproxy.cfg").write_text(text)
+        start("haproxy", "-db", "-f", "haproxy.cfg")
+        until(lambda: listens(front))
     ends = load(("127.0.0.1", front), clients, clients)
     assert ends == {"ended": clients}
     server.stop()

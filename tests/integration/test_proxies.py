@@ -20,12 +20,10 @@ from processes import (
     Start,
     clientsWithoutEnd,
     freePort,
-    listens,
     makeCertificate,
     run,
     slow,
     tool,
-    until,
     untilEnd,
 )
 
@@ -55,16 +53,7 @@ listen checks
 """
 
 NGINX = """
-daemon off;
-master_process off;
-pid {folder}/nginx.pid;
-error_log stderr;
-load_module {modules}/ngx_stream_module.so;
-worker_processes 1;
-events {{ }}
-stream {{
-    server {{ listen 127.0.0.1:{v4}; listen [::1]:{v6}; proxy_pass {target}; proxy_protocol on; }}
-}}
+server {{ listen 127.0.0.1:{v4}; listen [::1]:{v6}; proxy_pass {target}; proxy_protocol on; }}
 """
 
 
@@ -118,17 +107,12 @@ def test_haproxy(start: Start, hello: Start, tmp_path: Path, option: str, inner:
     assert "Traceback" not in server.stop()
 
 
-def test_nginx(start: Start, hello: Start, tmp_path: Path) -> None:
+def test_nginx(nginx: Start, hello: Start) -> None:
     """nginx's stream module, with proxy_protocol on, names each client of IPv4 and IPv6."""
     server = hello("-e", f"haproxy:{LOOPBACK}")
     target = f"127.0.0.1:{server.port()}"
     v4, v6 = freePort(), freePort("::1")
-    configuration = tmp_path / "nginx.conf"
-    configuration.write_text(
-        NGINX.format(v4=v4, v6=v6, folder=tmp_path, target=target, modules="/usr/lib/nginx/modules")
-    )
-    start("nginx", "-p", tmp_path, "-e", "stderr", "-c", configuration)
-    until(lambda: listens(v4))
+    nginx(v4, stream=NGINX.format(v4=v4, v6=v6, target=target))
     names = [untilEnd(("127.0.0.1", v4), source=client)[0] for client in CLIENTS]
     lines = waitFor(server, rf"^127\.0\.0\.[2-6]:.* -> 127.0.0.1:{v4} via ", len(CLIENTS))
     assert [line.partition(" ")[0] for line in lines] == names

@@ -144,7 +144,8 @@ def test_systemd_units(tmp_path: Path) -> None:
     for units in (several, alone):
         for name, text in units.items():
             (tmp_path / name).write_text(text)
-        checked = run(analyze, "verify", *(tmp_path / name for name in units))
+        # Whoever runs the tests may have no manual pages.
+        checked = run(analyze, "verify", "--man=no", *(tmp_path / name for name in units))
         ours = [line for line in checked.stderr.splitlines() if "hello-listen" in line]
         assert (checked.returncode, ours) == (0, [])
     rated = run(

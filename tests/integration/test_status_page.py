@@ -24,7 +24,6 @@ from processes import (
     Start,
     blocks,
     freePort,
-    listens,
     makeCertificate,
     needTLS,
     run,
@@ -379,7 +378,7 @@ def test_embedding(start: Start, tmp_path: Path) -> None:
     server.stop()
 
 
-def test_nginx_with_a_password(hello: Start, start: Start, tmp_path: Path) -> None:
+def test_nginx_with_a_password(hello: Start, nginx: Start, tmp_path: Path) -> None:
     """The README's nginx asks for a password, and passes on who has it."""
     curl, openssl = tool("curl"), tool("openssl")
     server = hello("-e", LOOPBACK, "--status", "unix:status.sock")
@@ -393,12 +392,7 @@ def test_nginx_with_a_password(hello: Start, start: Start, tmp_path: Path) -> No
     block = re.sub(r"ssl_certificate.*;", "", block)
     hashed = run(openssl, "passwd", "-apr1", "secret").stdout.strip()
     (tmp_path / "htpasswd").write_text(f"me:{hashed}\n")
-    (tmp_path / "nginx.conf").write_text(
-        f"daemon off; master_process off; pid {tmp_path}/nginx.pid; error_log stderr;"
-        f"events {{}} http {{ access_log off;\n{block}\n}}"
-    )
-    start("nginx", "-c", tmp_path / "nginx.conf", "-p", tmp_path, "-e", "stderr")
-    until(lambda: listens(port))
+    nginx(port, http=block)
     url = f"http://127.0.0.1:{port}/status/"
     assert "401" in run(curl, "-si", url).stdout.splitlines()[0]
     assert "200" in run(curl, "-si", "-u", "me:secret", url).stdout.splitlines()[0]

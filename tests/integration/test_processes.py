@@ -1,0 +1,54 @@
+"""A program that fails is noticed while a test waits for it, and the failure shows what it said."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from processes import Start, freePort, until, untilListening
+
+pytestmark = pytest.mark.unix
+
+
+def test_program_that_fails(start: Start, tmp_path: Path) -> None:
+    """Whoever waits for a program hears at once how it ended, and what it and its files say."""
+    script = "echo no folder; echo no port >errors; exit 3"
+    start("sh", "-c", script, files=["errors"])
+    with pytest.raises(AssertionError, match=r"^/.* ended with status 3\nno folder\nno port$"):
+        untilListening(tmp_path / "socket")
+
+
+def test_program_that_leaves_another(start: Start) -> None:
+    """A program that it started, and that still may print, is not waited for."""
+    # cat runs until the test ends, and holds the pipe.
+    start("sh", "-c", "exec 3<&0; cat <&3 & echo no folder; kill -ABRT $$", stdin=-1)
+    with pytest.raises(AssertionError, match=r"^/.* ended with status -6\nno folder$"):
+        until(lambda: False)
+
+
+def test_program_that_says_something_else(start: Start) -> None:
+    """Whoever reads until a line comes that never does hears what came instead, and the status."""
+    program = start("sh", "-c", "echo no folder; exit 3")
+    with pytest.raises(AssertionError, match=r"(?s)no 'ready' in .* status 3\nno folder"):
+        program.expect("ready")
+
+
+def test_program_that_ended_as_it_should(start: Start) -> None:
+    """A program that succeeded, or that a test told to end, keeps nobody from waiting."""
+    assert start("sh", "-c", "exit 3").wait() == 3
+    start("sh", "-c", "exit 0")
+    told = start("cat", stdin=-1)
+    told.kill(signal.SIGTERM)
+    until(lambda: not Path(f"/proc/{told.pid}").exists())
+
+
+def test_nginx_needs_nothing_of_roots(nginx: Start, tmp_path: Path) -> None:
+    """What nginx makes when it starts is in the test's folder, where an ordinary user may."""
+    port = freePort()
+    nginx(port, http=f"server {{ listen 127.0.0.1:{port}; }}")
+    made = {path.name for path in tmp_path.iterdir()}
+    assert made == {
+        "body", "fastcgi", f"nginx-{port}.conf", f"nginx-{port}.pid", "proxy", "scgi", "uwsgi",
+    }  # fmt: skip
