@@ -15,6 +15,8 @@ from processes import Process, Start
 pytestmark = [pytest.mark.fleet, pytest.mark.unix]
 CLIENTS = 60_000
 TURNS = 10
+MIN_CLIENTS = 100
+"""Clients that each process waits for: more than the 32 that its predecessor may still answer."""
 
 
 @pytest.mark.parametrize("prefix", ["", "haproxy:"])
@@ -39,14 +41,14 @@ def test_upgrade(inherit: Start, tmp_path: Path, domain: str, prefix: str, overl
         outputs = []
         try:
             for turn in range(1, TURNS + 1):
-                crowd.untilEnded(turn * CLIENTS // (TURNS + 1))
+                crowd.untilEnded(max(turn * CLIENTS // (TURNS + 1), crowd.ended + MIN_CLIENTS))
                 if overlap:
                     old, process = process, startNext()
                     outputs.append(old.stop())
                 else:
                     outputs.append(process.stop())
                     process = startNext()
-            crowd.untilEnded(CLIENTS)
+            crowd.untilEnded(max(CLIENTS, crowd.ended + MIN_CLIENTS))
         finally:
             crowd.finish()
         outputs.append(process.stop())
