@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import select
-import subprocess
 import time
 from base64 import b64decode
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from processes import PATIENCE, tool
+from processes import PATIENCE, Process, tool
 
 FLAGS = (
     "--headless",
@@ -39,13 +39,11 @@ class Browser:
         # It reads from its descriptor 3, and writes to 4.
         numbers = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (commands, answers)]
         connect = 'exec 3<&{} 4>&{}; exec "$@"'.format(*numbers)
-        self._process = subprocess.Popen(
-            ["bash", "-c", connect, "-", tool("chromium"), *FLAGS, f"--user-data-dir={folder}"],
+        command = ["bash", "-c", f"{connect} >chromium.log 2>&1", "-", tool("chromium"), *FLAGS]
+        self._process = Process(
+            [*command, f"--user-data-dir={folder}"], folder, 20 * PATIENCE, ["chromium.log"],
             pass_fds=numbers,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        )  # fmt: skip
         for end in (commands, answers, *numbers):
             os.close(end)
         self._data = b""
@@ -58,7 +56,8 @@ class Browser:
         command = {"id": self._number, "method": method, "params": parameters}
         if session is not None:
             command["sessionId"] = session
-        os.write(self._commands, json.dumps(command).encode() + b"\0")
+        with suppress(BrokenPipeError):  # Whoever waits for the answer is told that it ended.
+            os.write(self._commands, json.dumps(command).encode() + b"\0")
         while True:
             message = self._read()
             if message.get("id") == self._number:
@@ -75,7 +74,7 @@ class Browser:
         while b"\0" not in self._data:
             ready, _, _ = select.select([self._answers], [], [], max(0, until - time.monotonic()))
             data = os.read(self._answers, 1 << 20) if ready else b""
-            assert data, "Chromium does not answer"
+            assert data, f"no answer from\n{self._process.said()}"
             self._data += data
         line, _, self._data = self._data.partition(b"\0")
         message: dict[str, Any] = json.loads(line)
@@ -89,8 +88,8 @@ class Browser:
 
     def close(self) -> None:
         """End it."""
-        self._process.terminate()
-        self._process.wait()
+        self._process.stop()
+        self._process.end()
         os.close(self._commands)
         os.close(self._answers)
 

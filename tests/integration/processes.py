@@ -234,17 +234,20 @@ def run(
     patience: float = PATIENCE,
 ) -> subprocess.CompletedProcess[str]:
     """Run a program to its end, with its output and errors kept."""
-    return subprocess.run(
-        [str(argument) for argument in arguments],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="surrogateescape",
-        timeout=patience,
-        env=None if env is None else {**os.environ, **env},
-        cwd=cwd,
-        check=False,
-    )
+    try:
+        return subprocess.run(
+            [str(argument) for argument in arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="surrogateescape",
+            timeout=patience,
+            env=None if env is None else {**os.environ, **env},
+            cwd=cwd,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as late:
+        raise AssertionError(f"{late}: {late.stdout!r} {late.stderr!r}") from None
 
 
 def freePort(host: str = "127.0.0.1") -> int:

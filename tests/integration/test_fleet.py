@@ -19,7 +19,19 @@ from typing import Any
 import pytest
 
 from crowd import Crowd
-from processes import PATIENCE, README, SCRIPTS, Process, Start, blocks, run, tool, until, untilEnd
+from processes import (
+    PATIENCE,
+    README,
+    SCRIPTS,
+    Process,
+    Start,
+    blocks,
+    run,
+    tool,
+    until,
+    untilEnd,
+    untilListening,
+)
 
 pytestmark = [pytest.mark.fleet, pytest.mark.unix]
 FILES = {
@@ -62,7 +74,8 @@ class Fleet:
         """Start a part as the README does, with its output in a file."""
         self.parts[part] = process = self._start(
             "sh", "-c", f"exec sh fleet.sh {part} >>'{part}.out' 2>>'{part}.err'",
-            patience=20 * PATIENCE, env={**os.environ, "PATH": f"{SCRIPTS}:{os.environ['PATH']}"},
+            patience=20 * PATIENCE, files=[f"{part}.out", f"{part}.err"],
+            env={**os.environ, "PATH": f"{SCRIPTS}:{os.environ['PATH']}"},
         )  # fmt: skip
         if part.startswith("node"):
             number = int(part[-1])
@@ -287,9 +300,11 @@ def test_kafka(start: Start, tmp_path: Path) -> None:
     command = command.replace("-l -", f"-l - -e unix:{tmp_path}/s").replace(
         "twistd ", f"{SCRIPTS}/twistd --pidfile=twistd.pid ", 1
     )
-    producer = start("sh", "-c", f"{command} 2>kcat.log")
-    until(lambda: (tmp_path / "s").exists())
-    [broker] = re.findall(r"bootstrap.servers=(\S+)", (tmp_path / "kcat.log").read_text())
+    producer = start("sh", "-c", f"{command} 2>kcat.log", files=["kcat.log"])
+    untilListening(tmp_path / "s")
+    servers = re.compile(r"bootstrap.servers=(\S+)")
+    until(lambda: servers.search((tmp_path / "kcat.log").read_text()))
+    [broker] = servers.findall((tmp_path / "kcat.log").read_text())
     for _ in range(20):  # kcat reads a kilobyte at a time.
         untilEnd(f"{tmp_path}/s")
     consumer = start("kcat", "-C", "-u", "-b", broker, "-t", "connections")

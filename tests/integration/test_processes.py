@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from processes import Start, freePort, until, untilListening
+from browser import Browser
+from processes import Start, freePort, run, until, untilListening
 
 pytestmark = pytest.mark.unix
 
@@ -42,6 +43,24 @@ def test_program_that_ended_as_it_should(start: Start) -> None:
     told = start("cat", stdin=-1)
     told.kill(signal.SIGTERM)
     until(lambda: not Path(f"/proc/{told.pid}").exists())
+
+
+def test_chromium_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever opens a page in a browser that cannot start hears what it said."""
+    (tmp_path / "chromium").write_text("#!/bin/sh\necho no display; exit 3\n")
+    (tmp_path / "chromium").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    browser = Browser(tmp_path)
+    with pytest.raises(AssertionError, match=r"no answer from(?s:.*)\nno display"):
+        browser.page()
+    browser.close()
+
+
+@pytest.mark.slow
+def test_program_that_hangs() -> None:
+    """A program that does not end is killed, and what it said until then is shown."""
+    with pytest.raises(AssertionError, match="no folder"):
+        run("sh", "-c", "echo no folder; exec cat /dev/zero >/dev/null", patience=3)
 
 
 def test_nginx_needs_nothing_of_roots(nginx: Start, tmp_path: Path) -> None:

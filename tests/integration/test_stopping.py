@@ -131,6 +131,7 @@ def far(start: Start, endpoint: str) -> Iterator[Far]:
         )  # fmt: skip
         channel.close()
         _, passed, _, _ = socket.recv_fds(near, 16, 2)
+        assert passed, server.said()
     yield Far(server, passed[0])
     for descriptor in passed:
         os.close(descriptor)
