@@ -309,6 +309,7 @@ def test_observer_that_stops_the_port(serve: Serve) -> None:
         assert not events
         assert ended(clients[0])
         clients[1].close()
+        server.stop()
 
 
 def test_system_that_cannot_refuse(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -639,19 +640,39 @@ def test_stopped_unix_socket_does_not_spin(serve: Serve, tmp_path: Path) -> None
     client.close()
 
 
-def test_no_descriptor_for_a_second_port() -> None:
-    """Where the endpoint is bound but cannot be served, it is released."""
-    failures: list[Failure] = []
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    endpoint = HelloEndpoint(reactor, f"tcp:{port}:interface=127.0.0.1")
+def test_last_descriptor() -> None:
+    """One descriptor is enough to listen, and without any the reason is told."""
+    endpoint = HelloEndpoint(reactor, "tcp:0:interface=127.0.0.1")
+    results: list[Any] = []
     with Hog() as hog:
+        endpoint.listen(HelloFactory()).addErrback(results.append)
         hog.release(1)
-        endpoint.listen(HelloFactory()).addErrback(failures.append)
-    assert failures[0].getErrorMessage() == f"Too many open files: '{endpoint.description}'"
-    reactor.iterate(0)
-    with socket.socket() as client:
-        assert client.connect_ex(("127.0.0.1", port)) == errno.ECONNREFUSED
+        endpoint.listen(HelloFactory()).addBoth(results.append)
+    failure, port = results
+    assert failure.getErrorMessage() == f"Too many open files: '{endpoint.description}'"
+    stopped = port.stopListening()
+    until(lambda: stopped.called)
+
+
+@pytest.mark.parametrize("make", [lambda hello: hello, proxied], ids=["in place", "handed over"])
+@pytest.mark.parametrize("kind", ["tcp", "unix", "inherited"])
+def test_descriptors_of_a_port(serve: Serve, tmp_path: Path, kind: str, make: Any) -> None:
+    """An idle port takes one descriptor: the one that an inherited socket has already."""
+    serve().stop()  # Twisted reserves a descriptor for all of its ports.
+    with ExitStack() as stack:
+        owned = None
+        if kind == "inherited":
+            owned = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        before = len(os.listdir("/dev/fd"))
+        server = serve(tmp_path / "s" if kind == "unix" else "127.0.0.1", make=make, owned=owned)
+        count = 0 if owned else 1
+        assert len(os.listdir("/dev/fd")) == before + count
+        client = server.connect(data=HEADER if make is proxied else b"")
+        until(lambda: server.seen)
+        assert ended(client)
+        assert len(os.listdir("/dev/fd")) == before + count
+        server.stop()
+        assert len(os.listdir("/dev/fd")) == before
 
 
 def test_unix_socket_that_cannot_be_removed(tmp_path: Path) -> None:

@@ -206,6 +206,29 @@ def test_inherited(
             assert stopped.called
 
 
+@pytest.mark.unix
+def test_inherited_for_a_factory_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is served, the reason is raised, and the socket stays as it was."""
+
+    class Failing(HelloFactory):
+        def startFactory(self) -> None:
+            raise OSError(2, "No such file or directory")
+
+    with socket.create_server(("127.0.0.1", 0)) as owned:
+        monkeypatch.setattr(ListenFDs, "inheritedDescriptors", lambda self: [owned.fileno()])
+        reactor = MemoryReactorClock()
+        failures: list[Any] = []
+        endpoint = HelloEndpoint(reactor, "systemd:INET:index=0")
+        endpoint.listen(Failing()).addErrback(failures.append)
+        reactor.pump([0, 0])
+        assert failures[0].getErrorMessage() == (
+            "No such file or directory: 'systemd:INET:index=0'"
+        )
+        assert not reactor.getReaders()
+        with socket.create_connection(owned.getsockname()):
+            owned.accept()[0].close()
+
+
 def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is a port too; who had not sent a header when that stopped is recorded by then."""
     made: list[Any] = []

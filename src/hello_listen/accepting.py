@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import socket
 import sys
 from contextlib import suppress
@@ -73,7 +72,8 @@ class HelloPort(FileDescriptor):
         """
         Take a listening socket; L{startListening} starts to accept.
 
-        @param fileno: the socket's descriptor, which is duplicated.
+        @param fileno: the socket's descriptor, which its owner closes: C{port}, or whoever
+            passed it on.
         @param factory: what builds the protocols of its connections.
         @param hello: records connections that could not be served, or L{None}.
         @param reactor: an L{IReactorFDSet} and L{IReactorSocket}.
@@ -81,7 +81,7 @@ class HelloPort(FileDescriptor):
             this one. Without it, the socket was inherited: others may serve its queue.
         """
         super().__init__(reactor)
-        found = socket.socket(fileno=os.dup(fileno))
+        found = socket.socket(fileno=fileno)
         # socket.accept makes members of enumerations each time (1.4 µs), but not of plain numbers.
         plain = {"family": found.family, "type": found.type, "proto": found.proto}
         self._listener = type("Listener", (socket.socket,), plain)(fileno=found.detach())
@@ -148,6 +148,10 @@ class HelloPort(FileDescriptor):
                 self.stopReading()  # A UNIX socket that was shut down stays readable.
         except OSError as error:
             Deferred.fromCoroutine(self._pause(error))
+        finally:
+            if self._spare is not None:
+                self._spare.close()
+                self._spare = None
 
     def connectionLost(self, reason: Failure) -> None:
         """
@@ -159,9 +163,7 @@ class HelloPort(FileDescriptor):
             return
         super().connectionLost(reason)
         self._accepts = False
-        self._listener.close()
-        if self._spare is not None:
-            self._spare.close()
+        self._listener.detach()
         if self._port is None:
             self._factory.doStop()
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import socket
 from contextlib import ExitStack
@@ -34,6 +35,18 @@ def test_plain_tcp(limited: Start, tmp_path: Path, descriptors: int, wanted: int
     assert load(addressOf(server), count, count) == {"ended": count}
     assert counted(server.stop()) == (count, count, 0)
     assert len(recorded(tmp_path / "log")) == count
+
+
+@pytest.mark.parametrize("prefix", [slow(""), "haproxy:"])
+def test_more_endpoints_than_half_the_descriptors(limited: Start, prefix: str) -> None:
+    """An endpoint needs one descriptor, so that 600 can be served with the usual limit of 1,024."""
+    server = limited(1024, *["-e", prefix + LOOPBACK] * 600)
+    addresses = [addressOf(server) for _ in range(600)]
+    assert len(os.listdir(f"/proc/{server.pid}/fd")) < 600 + FEW
+    for address in (addresses[0], addresses[-1]):
+        assert load(address, 1, 1, data=header if prefix else None) == {"ended": 1}
+    server.connections(2)
+    assert "Traceback" not in server.stop()
 
 
 @pytest.mark.parametrize("endpoint", ["unix:s", "ssl:0:interface=127.0.0.1"])
