@@ -11,7 +11,7 @@ from twisted.internet.interfaces import IAddress
 from twisted.internet.stdio import PipeAddress
 
 from hello_listen import Connection
-from hello_listen.connection import SUMMARIZED, addressText, unmapped
+from hello_listen.connection import SUMMARIZED, addressText, clientIdentity, unmapped
 from hello_listen.summaries import Summary
 
 V4 = IPv4Address("TCP", "127.0.0.1", 51974)
@@ -71,7 +71,7 @@ def test_accessors() -> None:
     assert (tcp.clientAddress, tcp.clientPort) == ("127.0.0.1", 51974)
     assert (tcp.serverAddress, tcp.serverPort) == ("::1", 7878)
     assert (tcp.proxyAddress, tcp.proxyPort) == ("127.0.0.1", 51974)
-    assert (tcp.transport, tcp.networkType) == ("tcp", "ipv4")
+    assert (tcp.transport, tcp.networkType, tcp.identity) == ("tcp", "ipv4", "127.0.0.1")
     unix = Connection(TIME, UNIXAddress(None), UNIXAddress(b"/run/hello"))
     assert (unix.clientAddress, unix.clientPort) == (None, None)
     assert (unix.serverAddress, unix.serverPort) == ("/run/hello", None)
@@ -119,6 +119,35 @@ def test_str() -> None:
 def test_unmapped(address: IAddress, expected: IAddress) -> None:
     """An IPv4 client of an IPv6 socket is IPv4; everyone else stays who they are."""
     assert unmapped(address) == expected
+
+
+@pytest.mark.parametrize(
+    ("transport", "address", "expected"),
+    [
+        ("tcp", "192.0.2.7", "192.0.2.7"),
+        ("udp", "192.0.2.7", "192.0.2.7"),
+        (None, "192.0.2.7", "192.0.2.7"),
+        ("tcp", "2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("tcp", "2001:db8:1:2::3%eth0", "2001:db8:1:2::/64"),
+        ("tcp", "2001:db8:1:2::/64", "2001:db8:1:2::/64"),
+        ("tcp", "fe80::1%eth0", "fe80::1%eth0"),
+        ("tcp", "fe80::1", "fe80::1"),
+        ("tcp", "febf::1%0", "febf::1%0"),
+        ("tcp", "fec0::1", "fec0::/64"),
+        ("tcp", "::1", "::1"),
+        ("tcp", "64:ff9b::c000:201", "64:ff9b::c000:201"),
+        ("tcp", "64:ff9b:1::1", "64:ff9b:1::/64"),
+        ("tcp", "some:body", "some:body"),
+        ("unix", "192.0.2.7", "unix:192.0.2.7"),
+        ("unix", "fe80::1", "unix:fe80::1"),
+        ("unix", None, "unix:"),
+        ("pipe", None, "pipe:"),
+        (None, None, ""),
+    ],
+)
+def test_identity(transport: str | None, address: str | None, expected: str) -> None:
+    """An IPv6 /64 is one client, but only where it is one network; a UNIX name is no IP address."""
+    assert clientIdentity(transport, address) == expected
 
 
 times = st.floats(0, 4e9)

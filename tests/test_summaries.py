@@ -139,9 +139,10 @@ def test_networks_with_a_port() -> None:
 
 def test_client_that_is_no_address() -> None:
     """What Twisted's own C{haproxy:} takes for an address is in no network, and is recorded."""
-    fed = Fed(None, "0.0.0.0/0")
+    fed = Fed(1, "0.0.0.0/0")
     fed.feed(v4("somebody"))
-    assert fed.take() == [v4("somebody")]
+    fed.feed(v6("some:body"))
+    assert fed.take() == [v4("somebody"), v6("some:body")]
 
 
 def test_errors_count_for_the_limit() -> None:
@@ -158,6 +159,7 @@ def test_errors_count_for_the_limit() -> None:
     [
         ([v4("192.0.2.7"), v4("192.0.2.7")], "192.0.2.7", "tcp", "ipv4"),
         ([v6("2001:db8:1:2::3"), v6("2001:db8:1:2:f::4%e")], "2001:db8:1:2::/64", "tcp", "ipv6"),
+        ([v6("fe80::1%eth0"), v6("fe80::1%eth0")], "fe80::1%eth0", "tcp", "ipv6"),
         ([UNIXAddress(None), UNIXAddress(b"")], None, "unix", None),
         ([UNIXAddress(b"/run/c"), UNIXAddress(b"/run/c")], "/run/c", "unix", None),
         ([PipeAddress(), PipeAddress()], None, "pipe", None),
@@ -175,6 +177,48 @@ def test_clients(
     assert isinstance(connection, Connection)
     assert isinstance(summary, Summary)
     assert summary == Summary(1, 0, 0, address, transport, networkType)
+
+
+def test_clients_that_look_alike() -> None:
+    """Nobody uses up the limit of another client, or is counted as one."""
+    several = [
+        UNIXAddress(b"192.0.2.7"),
+        v4("192.0.2.7"),
+        v6("fe80::1%eth0"),
+        v6("fe80::2%eth0"),
+        v6("fe80::1%eth1"),
+        v6("2001:db8::1"),
+        UNIXAddress(b"2001:db8::/64"),
+        UNIXAddress(None),
+        UNIXAddress(b"unix:"),
+    ]
+    fed = Fed(1)
+    for client in several:
+        fed.feed(client, 3)
+    assert fed.take() == several
+    fed.clock.advance(PERIOD)
+    summaries = [(each.transport, each.clientAddress) for each in fed.got if type(each) is Summary]
+    assert summaries == [
+        ("unix", "192.0.2.7"),
+        ("tcp", "192.0.2.7"),
+        ("tcp", "fe80::1%eth0"),
+        ("tcp", "fe80::2%eth0"),
+        ("tcp", "fe80::1%eth1"),
+        ("tcp", "2001:db8::/64"),
+        ("unix", "2001:db8::/64"),
+        ("unix", None),
+        ("unix", "unix:"),
+    ]
+    assert {each.count for each in fed.got if type(each) is Summary} == {2}
+
+
+def test_two_transports_of_a_client() -> None:
+    """A summary of connections over TCP and UDP names neither."""
+    fed = Fed(0)
+    for transport in ("TCP", "UDP", "TCP"):
+        fed.feed(IPv4Address(transport, "192.0.2.7", 1))  # type: ignore[arg-type]
+    fed.clock.advance(PERIOD)
+    assert fed.got == [Summary(3, 0, 0, "192.0.2.7", None, "ipv4")]
 
 
 def test_too_many_clients(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,7 +309,7 @@ def test_bad_network(text: str, reason: str) -> None:
     [
         (Summary(812, 1, 60.5, "203.0.113.7", "tcp", "ipv4"), "812 from 203.0.113.7 in 60 s"),
         (Summary(1, 1, 1, None, "unix", None), "1 from unix: in 1 s"),
-        (Summary(2, 1, 1.5, "/☃", "unix", None), r"2 from /\u2603 in 1 s"),
+        (Summary(2, 1, 1.5, "/☃", "unix", None), r"2 from unix:/\u2603 in 1 s"),
         (Summary(7, 1, 9, None, None, None), "7 in 8 s"),
     ],
 )

@@ -13,7 +13,7 @@ from twisted.internet.task import Clock
 
 from hello_listen import Connection, Summary
 from hello_listen.status import Facts, Tally
-from hello_listen.status.tally import LATEST, PENDING, SERIES, TOP, clientName
+from hello_listen.status.tally import LATEST, PENDING, SERIES, TOP
 
 NOON = 1_795_348_800.0
 """A full hour, and midday in UTC."""
@@ -98,21 +98,24 @@ def test_two_days() -> None:
 
 
 @pytest.mark.parametrize(
-    ("address", "name"),
+    ("address", "transport", "recorded", "name"),
     [
-        (IPv4Address("TCP", "192.0.2.7", 1), "192.0.2.7"),
-        (IPv6Address("TCP", "2001:db8:1:2:3::4", 1), "2001:db8:1:2::/64"),
-        (IPv6Address("TCP", "fe80::1%eth0", 1), "fe80::/64"),
-        (UNIXAddress(None), "unix:"),
-        (UNIXAddress(b"192.0.2.7"), "unix:192.0.2.7"),
+        (IPv4Address("TCP", "192.0.2.7", 1), "tcp", "192.0.2.7", "192.0.2.7"),
+        (IPv6Address("TCP", "2001:db8::4", 1), "tcp", "2001:db8::/64", "2001:db8::/64"),
+        (IPv6Address("TCP", "fe80::1%eth0", 1), "tcp", "fe80::1%eth0", "fe80::1%eth0"),
+        (UNIXAddress(None), "unix", None, "unix:"),
+        (UNIXAddress(b"192.0.2.7"), "unix", "192.0.2.7", "unix:192.0.2.7"),
+        (UNIXAddress("/é".encode()), "unix", "/é", "unix:/é"),
     ],
 )
-def test_client_name(address: IAddress, name: str) -> None:
-    """A client is an IPv4 address, an IPv6 /64, a UNIX name, or all without a name."""
-    assert clientName(address) == name
+def test_client_and_its_summary(
+    address: IAddress, transport: str, recorded: str | None, name: str
+) -> None:
+    """A client is one, whether it is told of by itself or in a summary."""
     tally = Tally()
     tally(connection(address))
-    assert clients(tally.facts()) == {name: 1}
+    tally(summary(5, recorded, transport))
+    assert clients(tally.facts()) == {name: 6}
 
 
 def test_clients() -> None:

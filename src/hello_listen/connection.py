@@ -7,6 +7,7 @@ from datetime import datetime, timezone
 from functools import lru_cache
 from ipaddress import IPv6Address as IPv6
 from json import dumps
+from socket import AF_INET6, inet_ntop, inet_pton
 from typing import ClassVar
 
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
@@ -14,6 +15,8 @@ from twisted.internet.interfaces import IAddress
 
 MESSAGE = "Connection established!"
 SUMMARIZED = "Connections summarized"
+
+_NAT64 = inet_pton(AF_INET6, "64:ff9b::")[:12]
 
 
 @dataclass(slots=True)
@@ -77,6 +80,11 @@ class Connection:
     def networkType(self) -> str | None:
         """C{ipv4} or C{ipv6}; L{None} for UNIX sockets and pipes."""
         return network(self.client)[1]
+
+    @property
+    def identity(self) -> str:
+        """The client, as L{clientIdentity} tells it from others."""
+        return clientIdentity(self.transport, self.clientAddress)
 
     def fields(self) -> dict[str, str | int]:
         """
@@ -156,6 +164,39 @@ def unmapped(address: IAddress) -> IAddress:
         if mapped is not None:
             return IPv4Address(address.type, str(mapped), address.port)
     return address
+
+
+def clientIdentity(transport: str | None, address: str | None) -> str:
+    """
+    Return the client that the C{network.transport} and C{client.address} of a record name.
+
+    That is an IPv4 address, the /64 network of an IPv6 address, or C{unix:} or C{pipe:} and the
+    name of the socket, if any. An IPv6 address is a client of its own where its /64 is not one
+    network: link-local (RFC 4291, 2.5.6; with the interface), loopback, or NAT64 (RFC 6052, 2.1).
+
+    @param transport: of a connection, or of a summary.
+    @param address: of a connection; or of a summary, for IPv6 such as C{2001:db8::/64}.
+
+    @return: C{""} where the record names no client.
+    """
+    address = address or ""
+    if transport in ("unix", "pipe"):
+        return f"{transport}:{address}"
+    return _ipv6Client(address) if ":" in address else address
+
+
+@lru_cache(maxsize=1000)
+def _ipv6Client(address: str) -> str:
+    """Return the identity of an IPv6 client."""
+    try:
+        packed = inet_pton(AF_INET6, address.partition("%")[0])
+    except OSError:  # A summary's network, or what Twisted's own haproxy: takes for an address.
+        return address
+    prefix = packed[:8]
+    linkLocal = packed[0] == 0xFE and packed[1] & 0xC0 == 0x80
+    if linkLocal or prefix == bytes(8) or packed[:12] == _NAT64:
+        return address
+    return f"{inet_ntop(AF_INET6, prefix + bytes(8))}/64"
 
 
 def addressText(address: IAddress) -> str:

@@ -8,19 +8,17 @@ from dataclasses import dataclass
 from functools import lru_cache
 from json import dumps
 from math import ceil
-from socket import AF_INET6, inet_ntop, inet_pton
 from time import time
 from typing import Any
 
 from twisted.internet.address import IPv4Address, IPv6Address
-from twisted.internet.interfaces import IAddress
 from twisted.logger import Logger
 
 from hello_listen.connection import (
     SUMMARIZED,
     Connection,
     asciiText,
-    hostAndPort,
+    clientIdentity,
     known,
     network,
     timestamp,
@@ -33,8 +31,6 @@ PERIOD = 60.0
 CLIENTS = 10_000
 """How many clients are told apart in a period; those of more share one summary."""
 
-_UNNAMED = "\0"
-
 _log = Logger(namespace="hello_listen")
 
 
@@ -46,8 +42,9 @@ class Summary:
     @ivar count: how many connections.
     @ivar first: when the first was established, in seconds since the epoch.
     @ivar last: when the last was.
-    @ivar clientAddress: an IPv4 address, an IPv6 network such as C{2001:db8:1:2::/64}, or L{None}
-        for UNIX clients without a name, and for the rest where too many clients came at once.
+    @ivar clientAddress: an IPv4 address, an IPv6 network such as C{2001:db8:1:2::/64} or address
+        (see L{clientIdentity}), the name of a UNIX socket, or L{None} for UNIX clients without a
+        name, and for the rest where too many clients came at once.
     @ivar transport: C{tcp}, C{udp}, C{unix} or C{pipe}; L{None} where several are in one.
     @ivar networkType: C{ipv4} or C{ipv6}; L{None} for others, and where several are in one.
     """
@@ -58,6 +55,11 @@ class Summary:
     clientAddress: str | None
     transport: str | None
     networkType: str | None
+
+    @property
+    def identity(self) -> str:
+        """The client, as L{clientIdentity} tells it from others; C{""} for several."""
+        return clientIdentity(self.transport, self.clientAddress)
 
     def fields(self) -> dict[str, str | int]:
         """Return what is known under the names of the connection log."""
@@ -80,9 +82,8 @@ class Summary:
     def __str__(self) -> str:
         """Return the message, the count, the client and the time, as one line of ASCII."""
         text = f"{SUMMARIZED}: {self.count}"
-        if self.clientAddress is not None or self.transport in ("unix", "pipe"):
-            where = self.clientAddress or f"{self.transport}:"
-            text += f" from {asciiText(where)}"
+        if self.identity:
+            text += f" from {asciiText(self.identity)}"
         return f"{text} in {ceil(self.last - self.first) or 1} s"
 
 
@@ -90,9 +91,9 @@ class Summaries:
     """
     Passes connections on to another observer, and L{Summary} objects for what it leaves out.
 
-    A client is an IPv4 address, the /64 of an IPv6 address, the name of a UNIX socket, or all
-    UNIX sockets without a name; behind a proxy, it is who the proxy names. Of a period of 60
-    seconds, 10,000 clients are told apart at most. No call blocks, unless the observer does.
+    Clients are told apart by L{clientIdentity}; behind a proxy, by the client that it names. Of a
+    period of 60 seconds, 10,000 clients are told apart at most. No call blocks, unless the
+    observer does.
     """
 
     def __init__(
@@ -136,7 +137,7 @@ class Summaries:
         @param connection: what came.
         """
         client = connection.client
-        key = client.host if type(client) is IPv4Address else _key(client)
+        key = client.host if type(client) is IPv4Address else connection.identity
         if not (self._networks and connection.error is None and self._isListed(connection)):
             if self._perClient is None:
                 self._observer(connection)
@@ -169,13 +170,14 @@ class Summaries:
     def _summarize(self, key: str | None, connection: Connection) -> None:
         """Count a connection of a client."""
         time = connection.time
+        transport, networkType = network(connection.client) if key else (None, None)
         summary = self._summaries.get(key)
         if summary is None:
-            summary = Summary(0, time, time, None, None, None)
-            if key is not None:
-                summary.transport, summary.networkType = network(connection.client)
-                summary.clientAddress = None if key.startswith(_UNNAMED) else key
+            address = key if networkType or not key else connection.clientAddress
+            summary = Summary(0, time, time, address, transport, networkType)
             self._summaries[key] = summary
+        elif summary.transport != transport:  # A PROXY header may say UDP.
+            summary.transport = None
         summary.count += 1
         summary.last = max(summary.last, time)
 
@@ -223,17 +225,3 @@ def networksByPort(texts: Iterable[str]) -> dict[int | None, Networks]:
             raise ValueError(f"not a port from 1 to 65535: {port!r} in {text!r}")
         found.setdefault(int(port) if comma else None, []).append(network)
     return {port: Networks(networks) for port, networks in found.items()}
-
-
-@lru_cache(maxsize=1000)
-def subnet(host: str) -> str:
-    """Return the /64 network of an IPv6 address, whose addresses are mostly one client's."""
-    prefix = inet_pton(AF_INET6, host.partition("%")[0])[:8]
-    return f"{inet_ntop(AF_INET6, prefix + bytes(8))}/64"
-
-
-def _key(client: IAddress) -> str:
-    """Return what tells a client from others; IPv4 addresses do so themselves."""
-    if isinstance(client, IPv6Address):
-        return subnet(client.host)
-    return hostAndPort(client)[0] or f"{_UNNAMED}{network(client)[0]}"

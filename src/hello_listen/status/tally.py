@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from heapq import nlargest
 from operator import attrgetter
 
-from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.address import IPv4Address
 from twisted.internet.interfaces import IAddress
 
 from hello_listen.connection import Connection, addressText, network
-from hello_listen.summaries import Summary, subnet
+from hello_listen.summaries import Summary
 
 CLIENTS = 10_000
 """Clients that are told apart, some 3 MB."""
@@ -35,7 +35,7 @@ class Client:
     """
     A client that is told apart from others.
 
-    @ivar name: an IPv4 address, an IPv6 /64, or C{unix:} and the name of a socket, if any.
+    @ivar name: its identity, see L{hello_listen.connection.clientIdentity}.
     @ivar connections: how many it made since it is told apart.
     @ivar missed: how many more it may have made before.
     @ivar first: when the first of C{connections} was, in seconds since the epoch.
@@ -173,7 +173,7 @@ class Tally:
         reached, alike = (pending[0].server, pending[0].error), 0
         for connection in pending:
             address, time = connection.client, connection.time
-            name = address.host if type(address) is IPv4Address else clientName(address)
+            name = address.host if type(address) is IPv4Address else connection.identity
             client = self._clients.get(name) or self._tellApart(name, time)
             client.connections += 1
             client.last = time
@@ -186,12 +186,10 @@ class Tally:
 
     def _countSummary(self, summary: Summary) -> None:
         """Count the connections of a summary, which names neither server nor error."""
-        name, transport = summary.clientAddress, summary.transport or ""
+        name = summary.identity
         self._countTime(int(summary.last), summary.count)
-        self._addTotal(transport, "", "", summary.count)
-        if transport in ("unix", "pipe"):
-            name = f"{transport}:{name or ''}"
-        if name is not None:
+        self._addTotal(summary.transport or "", "", "", summary.count)
+        if name:
             client = self._clients.get(name) or self._tellApart(name, summary.first)
             client.connections += summary.count
             client.last = summary.last
@@ -234,16 +232,3 @@ class Tally:
             if half and client.connections + client.missed <= self._missed:
                 del self._clients[client.name]
                 half -= 1
-
-
-def clientName(address: IAddress) -> str:
-    """
-    Return whom an address belongs to.
-
-    @param address: of an IPv6 address, the 64 bits in front are one client's.
-    """
-    if isinstance(address, IPv4Address):
-        return address.host
-    if isinstance(address, IPv6Address):
-        return subnet(address.host)
-    return addressText(address)
