@@ -11,7 +11,13 @@ from twisted.internet.interfaces import IAddress
 from twisted.internet.stdio import PipeAddress
 
 from hello_listen import Connection
-from hello_listen.connection import SUMMARIZED, addressText, clientIdentity, unmapped
+from hello_listen.connection import (
+    SUMMARIZED,
+    Extensions,
+    addressText,
+    clientIdentity,
+    unmapped,
+)
 from hello_listen.summaries import Summary
 
 V4 = IPv4Address("TCP", "127.0.0.1", 51974)
@@ -106,6 +112,29 @@ def test_str() -> None:
     )
 
 
+def test_extensions() -> None:
+    """What the proxy tells beside the addresses is in fields and text, where there is a proxy."""
+    extensions = Extensions("example.org", "42", "vpce-1", "2", "3")
+    proxied = Connection(TIME, V4, V6, V4, extensions=extensions)
+    assert list(proxied.fields().items())[-6:] == [
+        ("network.peer.port", 51974),
+        ("tls.client.server_name", "example.org"),
+        ("proxy_protocol.unique_id", "42"),
+        ("proxy_protocol.aws.vpc_endpoint_id", "vpce-1"),
+        ("proxy_protocol.azure.link_id", "2"),
+        ("proxy_protocol.gcp.psc_connection_id", "3"),
+    ]
+    assert str(proxied) == (
+        "Connection established! 127.0.0.1:51974 -> [::1]:7878 via 127.0.0.1:51974 "
+        'tls.client.server_name="example.org" proxy_protocol.unique_id="42" '
+        'proxy_protocol.aws.vpc_endpoint_id="vpce-1" proxy_protocol.azure.link_id="2" '
+        'proxy_protocol.gcp.psc_connection_id="3"'
+    )
+    plain = Connection(TIME, V4, V6)
+    assert Connection(TIME, V4, V6, extensions=extensions).fields() == plain.fields()
+    assert plain.extensions.authority is None
+
+
 @pytest.mark.parametrize(
     ("address", "expected"),
     [
@@ -157,16 +186,27 @@ v6 = st.builds(IPv6Address, st.just("TCP"), st.ip_addresses(v=6).map(str), ports
 addresses = st.one_of(v4, v6, st.builds(UNIXAddress, st.none() | st.binary(max_size=9)))
 
 
-@given(times, addresses, addresses, st.none() | v4, st.none() | st.just("proxy_header_late"))
+extensions = st.builds(Extensions, st.none() | st.text(), gcpConnectionId=st.none() | st.just("1"))
+
+
+@given(
+    times,
+    addresses,
+    addresses,
+    st.none() | v4,
+    st.none() | st.just("proxy_header_late"),
+    extensions,
+)
 def test_json(
     time: float,
     client: IAddress,
     server: IAddress,
     proxy: IAddress | None,
     error: str | None,
+    extensions: Extensions,
 ) -> None:
     """The JSON is that of the fields, on the fast way for IPv4 as on the slow one."""
-    connection = Connection(time, client, server, proxy, error)
+    connection = Connection(time, client, server, proxy, error, extensions)
     assert connection.json() == json.dumps(connection.fields())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Iterable
 from dataclasses import replace
@@ -24,7 +25,9 @@ from twisted.internet.testing import StringTransport
 from zope.interface import directlyProvides
 
 from hello_listen import Connection, HelloFactory
-from hello_listen.proxied import TIMEOUT, ProxiedFactory, ProxiedProtocol, parse
+from hello_listen.connection import NO_EXTENSIONS, Extensions
+from hello_listen.proxied import TIMEOUT, ProxiedFactory, ProxiedProtocol
+from hello_listen.proxy_header import MAX_TEXT, HeaderError, crc32c, parse
 
 PROXY = IPv4Address("TCP", "10.0.0.2", 40112)
 HOST = IPv4Address("TCP", "10.0.0.1", 7878)
@@ -42,6 +45,32 @@ def inet(family: int, source: str, dest: str, *ports: int, extensions: bytes = b
     kind = V4 if family < 0x20 else V6
     data = kind(source).packed + kind(dest).packed + struct.pack("!HH", *ports)
     return v2(family, data + extensions)
+
+
+def tlv(kind: int, value: bytes) -> bytes:
+    """Return an extension."""
+    return struct.pack("!BH", kind, len(value)) + value
+
+
+def extended(*extensions: bytes) -> bytes:
+    """Return a header of version 2 with extensions."""
+    return inet(0x11, "192.0.2.7", "198.51.100.1", 1, 2, extensions=b"".join(extensions))
+
+
+def signed(*extensions: bytes, wrong: int = 0) -> bytes:
+    """Return a header of version 2 with extensions, the last of which is its checksum, or not."""
+    header = extended(*extensions, tlv(3, bytes(4)))
+    return header[:-4] + struct.pack("!L", divided(header) ^ wrong)
+
+
+def divided(data: bytes) -> int:
+    """Return the CRC32C as RFC 9260 defines it: by division, of bits in order of transmission."""
+    bits = int.from_bytes(bytes(int(f"{byte:08b}"[::-1], 2) for byte in data), "big") << 32
+    rest = bits ^ 0xFFFFFFFF << 8 * len(data)
+    for place in range(8 * len(data) - 1, -1, -1):
+        if rest >> place + 32 & 1:
+            rest ^= 0x11EDC6F41 << place
+    return int(f"{rest ^ 0xFFFFFFFF:032b}"[::-1], 2)
 
 
 def unix(source: bytes, dest: bytes, family: int = 0x31) -> bytes:
@@ -107,6 +136,18 @@ NAMED = [
         "[ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff]:65535 via 10.0.0.2:40112",
     ),
     (
+        b"PROXY TCP6 2001:db8::77 127.0.0.1 51512 40123\r\n",
+        "[2001:db8::77]:51512 -> 127.0.0.1:40123 via 10.0.0.2:40112",
+    ),
+    (
+        b"PROXY TCP6 192.0.2.7 2001:db8::1 1 2\r\n",
+        "192.0.2.7:1 -> [2001:db8::1]:2 via 10.0.0.2:40112",
+    ),
+    (
+        b"PROXY TCP6 192.0.2.7 198.51.100.1 1 2\r\n",
+        "192.0.2.7:1 -> 198.51.100.1:2 via 10.0.0.2:40112",
+    ),
+    (
         b"PROXY TCP6 ::ffff:192.0.2.7 ::ffff:198.51.100.1 1 2\r\n",
         "192.0.2.7:1 -> 198.51.100.1:2 via 10.0.0.2:40112",
     ),
@@ -122,6 +163,24 @@ NAMED = [
     (unix(b"/a\n\0junk", b"\0name"), r"unix:/a\n -> unix:@name via 10.0.0.2:40112"),
     (unix(b"/\xc3\xa9", b"/\xff" * 54), r"unix:/\xe9 -> unix:" + r"/\udcff" * 54 + " via "),
     (unix(b"", b""), "unix: -> unix: via 10.0.0.2:40112"),
+    (
+        signed(tlv(2, b"example.org"), tlv(5, b"4242"), tlv(0xEA, b"\1vpce-08d2bf15fac5001c9")),
+        "192.0.2.7:1 -> 198.51.100.1:2 via 10.0.0.2:40112 "
+        'tls.client.server_name="example.org" proxy_protocol.unique_id="4242" '
+        'proxy_protocol.aws.vpc_endpoint_id="vpce-08d2bf15fac5001c9"',
+    ),
+    (
+        extended(tlv(0xEE, b"\1\xaa\xe8\xff\x1f"), tlv(0xE0, b"\xff\xff\xff\xff\xc0\xa8\x64\2")),
+        "192.0.2.7:1 -> 198.51.100.1:2 via 10.0.0.2:40112 "
+        'proxy_protocol.azure.link_id="536864938" '
+        'proxy_protocol.gcp.psc_connection_id="18446744072646845442"',
+    ),
+    (
+        extended(tlv(2, b'a" b="c\\\n\x1b[31m\xff'), tlv(5, "☃é".encode())),
+        "192.0.2.7:1 -> 198.51.100.1:2 via 10.0.0.2:40112 "
+        'tls.client.server_name="a\\" b=\\"c\\\\\\n\\x1b[31m\\udcff" '
+        'proxy_protocol.unique_id="\\u2603\\xe9"',
+    ),
 ]
 
 UNNAMED = [
@@ -151,7 +210,13 @@ INVALID = [
     b"PROXY TCP4 01.2.3.4 5.6.7.8 1 2\r\n",
     b"PROXY TCP6 fe80::1%\x1b[31m ::1 1 2\r\n",
     b"PROXY TCP6 fe80::1%eth0 ::1 1 2\r\n",
-    b"PROXY TCP6 1.2.3.4 ::1 1 2\r\n",
+    b"PROXY TCP4 1.2.3.4 ::1 1 2\r\n",
+    b"PROXY TCP4 ::1 1.2.3.4 1 2\r\n",
+    b"PROXY TCP4 ::ffff:1.2.3.4 5.6.7.8 1 2\r\n",
+    b"PROXY TCP6 01.2.3.4 ::1 1 2\r\n",
+    b"PROXY TCP6 ::1 1.2.3 1 2\r\n",
+    b"PROXY TCP6 ::1 1.2.3.4 1 65536\r\n",
+    b"PROXY TCP6 \xff.2.3.4 ::1 1 2\r\n",
     b"PROXY TCP4 \xff.2.3.4 5.6.7.8 1 2\r\n",
     b"PROXY TCP4 1.2.3.4 \xff.6.7.8 1 2\r\n",
     b"PROXY TCP4 1.2.3.4 5.6.7.8 1 99999\r\n",
@@ -169,6 +234,13 @@ INVALID = [
     v2(0x11, bytes(12), command=0x11),
     v2(0x11, bytes(14)),
     v2(0x11, bytes(12) + b"\x04\0\5ab"),
+    extended(tlv(2, b"example.org"), b"\4\0"),
+    extended(tlv(2, b"example.org")[:-1]),
+    signed(tlv(2, b"example.org"), wrong=1),
+    signed(tlv(2, b"example.org"), wrong=0xFFFFFFFF),
+    signed(tlv(3, bytes(4))),
+    extended(tlv(3, bytes(3))),
+    extended(tlv(3, b"")),
     b"\r\n\r\n\0\r\nQUIX\n\x21\x11\0\0",
 ]
 
@@ -220,20 +292,111 @@ def test_what_is_no_header(data: bytes) -> None:
         (b"PROXY UNKNOWN" + bytes(93), "timeout"),
         (b"PROXY UNKNOWN" + bytes(94), "too_long"),
         (b"PROXY UNKNOWN" + bytes(93) + b"\r\n", "too_long"),
-        (v2(0x11, bytes(521)), "too_long"),
+        (v2(0x11, bytes(4096))[:-1], "timeout"),
+        (v2(0x11, bytes(4097)), "too_long"),
         (v2(0x11, bytes(65535))[:16], "too_long"),
+        (v2(0x11, bytes(65535), command=0x20)[:16], "too_long"),
     ],
     ids=repr,
 )
 def test_header_without_an_end(data: bytes, error: str) -> None:
-    """It has 5 seconds and 107 bytes in version 1, 536 in version 2; then it is let go."""
+    """It has 5 seconds, and 107 bytes in version 1 or 16 + 4,096 in version 2."""
     assert receive(data).error == f"proxy_header_{error}"
 
 
 def test_longest_headers() -> None:
     """What just fits is taken."""
     assert receive(b"PROXY UNKNOWN ".ljust(105, b"x") + b"\r\n").error is None
-    assert receive(v2(0x11, bytes(12) + b"\x04\x01\xf9" + bytes(505))).error is None
+    assert receive(LOCAL[:-2] + b"\x10\0" + bytes(4096)).error is None
+    certificate = tlv(0x20, bytes(4096 - 12 - 3 - 4))
+    longest = receive(extended(certificate, tlv(2, b"e")))
+    assert (longest.error, longest.extensions.authority) == (None, "e")
+    assert longest.clientAddress == "192.0.2.7"
+
+
+@pytest.mark.parametrize(
+    ("extensions", "expected"),
+    [
+        ([], NO_EXTENSIONS),
+        ([tlv(1, b"h2"), tlv(4, bytes(7)), tlv(0x20, b"\1" + bytes(4))], NO_EXTENSIONS),
+        ([tlv(2, b""), tlv(5, b"")], NO_EXTENSIONS),
+        ([tlv(2, b"first"), tlv(2, b"second")], Extensions(authority="first")),
+        ([tlv(0xEA, b"\2vpce-0"), tlv(0xEA, b"\1vpce-1")], Extensions(awsEndpointId="vpce-1")),
+        ([tlv(0xEA, b""), tlv(0xEA, b"\1")], NO_EXTENSIONS),
+        ([tlv(0xEE, b"\2\1\0\0\0"), tlv(0xEE, b"\1\1\0\0")], NO_EXTENSIONS),
+        ([tlv(0xEE, b"\1\0\0\0\0")], Extensions(azureLinkId="0")),
+        ([tlv(0xE0, bytes(7)), tlv(0xE0, bytes(9))], NO_EXTENSIONS),
+        ([tlv(0xE0, bytes(8))], Extensions(gcpConnectionId="0")),
+        ([tlv(2, b"x" * 4000)], Extensions(authority="x" * MAX_TEXT)),
+        ([tlv(5, "é☃".encode() * 200)], Extensions(uniqueId=("é☃" * 200)[:MAX_TEXT])),
+    ],
+)
+def test_extensions(extensions: list[bytes], expected: Extensions) -> None:
+    """What is well-formed is there, once and truncated; what is not is left out."""
+    connection = receive(extended(*extensions))
+    assert connection.extensions == expected
+    assert connection.error is None
+    shown = json.loads(connection.json())
+    assert {k: v for k, v in shown.items() if k.startswith(("tls.", "proxy_protocol."))} == (
+        expected.fields()
+    )
+
+
+def test_extensions_of_nobody() -> None:
+    """A proxy's own health check and a connection of an unspecified family tell nothing."""
+    for header in (v2(0x11, bytes(12) + tlv(2, b"e"), command=0x20), v2(0x00, tlv(2, b"e"))):
+        assert receive(header).extensions == NO_EXTENSIONS
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"123456789", 0xE3069283),
+        (b"", 0),
+        (bytes(32), 0x8A9136AA),
+        (b"\xff" * 32, 0x62A8AB43),
+        (bytes(range(32)), 0x46DD794E),
+        (bytes(range(31, -1, -1)), 0x113FDB5C),
+    ],
+)
+def test_checksum(data: bytes, expected: int) -> None:
+    """The CRC32C is that of RFC 3720 (B.4), whose bytes are in the other order."""
+    assert crc32c(data) == divided(data) == expected
+
+
+@given(st.binary(max_size=200))
+def test_any_checksum(data: bytes) -> None:
+    """It is the remainder that the RFC defines."""
+    assert crc32c(data) == divided(data)
+
+
+# The first is of https://github.com/aws/elastic-load-balancing-tools, both are in the tests of
+# go-proxyproto.
+@pytest.mark.parametrize(
+    ("header", "text"),
+    [
+        (
+            "0d0a0d0a000d0a515549540a21110054ac1f0771ac1f0a1fc8f20050030004e8d6892dea001701"
+            "767063652d3038643262663135666163353030316339040024",
+            "172.31.7.113:51442 -> 172.31.10.31:80 via 10.0.0.2:40112 "
+            'proxy_protocol.aws.vpc_endpoint_id="vpce-08d2bf15fac5001c9"',
+        ),
+        (
+            "0d0a0d0a000d0a515549540a21110054c0a82c0ac0a82c07cc3e241b030004b9286fa6ea001701"
+            "767063652d3030656166633435386563393762383333040024",
+            "192.168.44.10:52286 -> 192.168.44.7:9243 via 10.0.0.2:40112 "
+            'proxy_protocol.aws.vpc_endpoint_id="vpce-00eafc458ec97b833"',
+        ),
+    ],
+)
+def test_captured_headers(header: str, text: str) -> None:
+    """What AWS's load balancer sends is taken, and a flipped bit is noticed."""
+    data = bytes.fromhex(header) + bytes(36)
+    assert str(receive(data)) == f"Connection established! {text}"
+    for place in (17, 33, 60, len(data) - 1):
+        broken = bytearray(data)
+        broken[place] ^= 1
+        assert receive(bytes(broken)).error == "proxy_header_invalid"
 
 
 @pytest.mark.parametrize("data", [b"", b"PROXY TCP4 1.2."])
@@ -305,8 +468,11 @@ v4s = st.ip_addresses(v=4).map(str)
 v6s = st.ip_addresses(v=6).map(str)
 paths = st.binary(max_size=108).filter(lambda path: path != b"\0" and not path[1:].count(0))
 extensions = st.lists(
-    st.tuples(st.integers(0, 255), st.binary(max_size=40)).filter(lambda e: e[0] != 3), max_size=5
-).map(lambda pairs: b"".join(struct.pack("!BH", t, len(d)) + d for t, d in pairs))
+    st.tuples(
+        st.integers(0, 255) | st.sampled_from([2, 5, 0xE0, 0xEA, 0xEE]), st.binary(max_size=40)
+    ).filter(lambda e: e[0] != 3),
+    max_size=5,
+).map(lambda pairs: b"".join(tlv(*pair) for pair in pairs))
 
 
 @st.composite
@@ -352,6 +518,7 @@ def test_any_header_cut_anywhere(
     data=st.one_of(
         st.binary(max_size=700),
         st.binary(max_size=700).map(lambda data: SIGNATURE + data),
+        st.binary(max_size=4100).map(lambda data: v2(0x11, bytes(12) + data)),
         st.binary(max_size=120).map(lambda data: b"PROXY " + data),
         st.text(alphabet="TCP46UNKOW 0123456789.:%+\r\n\x1bf", max_size=90).map(
             lambda text: b"PROXY " + text.encode()
@@ -385,10 +552,38 @@ def test_oracle(header: bytes) -> None:
     theirs = oracle(header)
     try:
         ours = parse(header)
-    except ValueError:
+    except HeaderError:
         return
-    if theirs and ours:
-        assert all(isinstance(end, (IPv4Address, IPv6Address)) for end in ours)
-        assert tuple((ip_address(end.host), end.port) for end in ours) == theirs  # type: ignore[attr-defined]
-    elif theirs is not None:
-        assert bool(theirs) == (bool(ours) and not isinstance(ours[0], UNIXAddress))  # type: ignore[index]
+    assert ours is not None or theirs is None
+    if theirs and ours and ours.client:
+        assert all(
+            isinstance(end, (IPv4Address, IPv6Address)) for end in (ours.client, ours.server)
+        )
+        ends = tuple((ip_address(e.host), e.port) for e in (ours.client, ours.server))  # type: ignore[union-attr]
+        assert ends == theirs
+    elif theirs is not None and ours:
+        assert bool(theirs) == (
+            ours.client is not None and not isinstance(ours.client, UNIXAddress)
+        )
+
+
+others = st.lists(st.tuples(st.integers(6, 255), st.binary(max_size=40)), max_size=5)
+
+
+@given(authority=st.text(max_size=40), uniqueId=st.binary(max_size=128), others=others)
+def test_extensions_as_another_reads_them(
+    authority: str, uniqueId: bytes, others: list[tuple[int, bytes]]
+) -> None:
+    """The library proxy-protocol finds the same texts, which can be read back from the record."""
+    mixed = [*others, (2, authority.encode()), *others, (5, uniqueId)]
+    header = extended(*(tlv(*pair) for pair in mixed))
+    theirs = ProxyProtocolDetect().unpack(header).tlv
+    ours = receive(header).extensions
+    assert unescaped(ours.authority) == (theirs.authority or "").encode()
+    assert unescaped(ours.uniqueId) == theirs.unique_id
+
+
+def unescaped(text: str | None) -> bytes:
+    """Return what a text of a record was before it was escaped."""
+    plain = (text or "").encode("ascii", "backslashreplace").decode("unicode_escape")
+    return plain.encode("utf-8", "surrogateescape")

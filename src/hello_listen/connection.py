@@ -19,6 +19,48 @@ SUMMARIZED = "Connections summarized"
 _NAT64 = inet_pton(AF_INET6, "64:ff9b::")[:12]
 
 
+@dataclass(frozen=True, slots=True)
+class Extensions:
+    """
+    What a PROXY header (version 2) tells beside the addresses; L{None} where it does not.
+
+    Each is escaped, so that it is printable, and has at most 255 characters before that.
+
+    @ivar authority: the host name that the client asked for, such as the SNI of its TLS.
+    @ivar uniqueId: the proxy's own ID of the connection.
+    @ivar awsEndpointId: the ID of the AWS VPC endpoint that the client used (C{vpce-...}).
+    @ivar azureLinkId: the LINKID of the Azure private endpoint that the client used.
+    @ivar gcpConnectionId: the ID of a connection of Google's Private Service Connect.
+    """
+
+    authority: str | None = None
+    uniqueId: str | None = None
+    awsEndpointId: str | None = None
+    azureLinkId: str | None = None
+    gcpConnectionId: str | None = None
+
+    def fields(self) -> dict[str, str | int]:
+        """
+        Return what is known under the names of the record.
+
+        C{tls.client.server_name} is the Elastic Common Schema's: OpenTelemetry has replaced it by
+        C{server.address}, which is the address that the client reached. The others have no name
+        in either.
+        """
+        return known(
+            {
+                "tls.client.server_name": self.authority,
+                "proxy_protocol.unique_id": self.uniqueId,
+                "proxy_protocol.aws.vpc_endpoint_id": self.awsEndpointId,
+                "proxy_protocol.azure.link_id": self.azureLinkId,
+                "proxy_protocol.gcp.psc_connection_id": self.gcpConnectionId,
+            }
+        )
+
+
+NO_EXTENSIONS = Extensions()
+
+
 @dataclass(slots=True)
 class Connection:
     """
@@ -31,6 +73,7 @@ class Connection:
     @ivar proxy: the proxy that sent a valid PROXY header, or L{None}. For the proxy's own health
         checks, C{client} is the proxy.
     @ivar error: what was wrong with the connection (OpenTelemetry's C{error.type}), or L{None}.
+    @ivar extensions: what the C{proxy} tells beside the addresses.
     @cvar count: how many connections this is, as a summary tells of several.
     """
 
@@ -39,6 +82,7 @@ class Connection:
     server: IAddress
     proxy: IAddress | None = None
     error: str | None = None
+    extensions: Extensions = NO_EXTENSIONS
     count: ClassVar[int] = 1
 
     @property
@@ -107,6 +151,8 @@ class Connection:
             "network.peer.port": proxy[1],
             "error.type": self.error,
         }
+        if self.proxy is not None:
+            fields |= self.extensions.fields()
         return known(fields)
 
     def json(self) -> str:
@@ -133,6 +179,9 @@ class Connection:
         text = f"{MESSAGE} {addressText(self.client)} -> {addressText(self.server)}"
         if self.proxy is not None:
             text += f" via {addressText(self.proxy)}"
+            for name, value in self.extensions.fields().items():
+                quoted = asciiText(str(value)).replace('"', '\\"')
+                text += f' {name}="{quoted}"'
         return f"{text} ({self.error})" if self.error else text
 
 

@@ -10,7 +10,7 @@ from twisted.internet.interfaces import IAddress, IDelayedCall, ITransport
 from twisted.internet.protocol import Protocol, ServerFactory
 from twisted.logger import Logger
 
-from hello_listen.connection import Connection, unmapped
+from hello_listen.connection import NO_EXTENSIONS, Connection, Extensions, unmapped
 
 if TYPE_CHECKING:
     from hello_listen.proxied import ProxiedProtocol
@@ -77,6 +77,7 @@ class HelloFactory(ServerFactory):
         server: IAddress,
         proxy: IAddress | None = None,
         error: str | None = None,
+        extensions: Extensions = NO_EXTENSIONS,
     ) -> None:
         """
         Count a connection and hand it to the observers.
@@ -85,10 +86,11 @@ class HelloFactory(ServerFactory):
         @param server: the address it reached.
         @param proxy: who said so, where that is not the client itself.
         @param error: what was wrong with the connection, for C{error.type}.
+        @param extensions: what the proxy tells beside the addresses.
         """
         self.connections += 1
         connection = Connection(
-            time(), unmapped(client), unmapped(server), proxy and unmapped(proxy), error
+            time(), unmapped(client), unmapped(server), proxy and unmapped(proxy), error, extensions
         )
         for observer in self.observers:
             try:

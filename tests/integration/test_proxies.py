@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,10 +21,12 @@ from processes import (
     Start,
     clientsWithoutEnd,
     freePort,
+    listens,
     makeCertificate,
     run,
     slow,
     tool,
+    until,
     untilEnd,
 )
 
@@ -54,6 +57,28 @@ listen checks
 
 NGINX = """
 server {{ listen 127.0.0.1:{v4}; listen [::1]:{v6}; proxy_pass {target}; proxy_protocol on; }}
+"""
+
+# What comes from the first nginx names the client to the second one.
+CHAINED = """
+server {{
+    listen 127.0.0.1:{port} proxy_protocol;
+    set_real_ip_from 127.0.0.1;
+    proxy_pass {target};
+    proxy_protocol on;
+}}
+"""
+
+HAPROXY_TLS = """
+defaults
+    mode tcp
+    timeout connect 5s
+    timeout client 5s
+    timeout server 5s
+listen tls
+    bind 127.0.0.1:{port} ssl crt {folder}/server.pem
+    unique-id-format %ci:%cp\\"
+    server hello {target} send-proxy-v2 proxy-v2-options ssl,cert-cn,authority,crc32c,unique-id
 """
 
 
@@ -119,6 +144,44 @@ def test_nginx(nginx: Start, hello: Start) -> None:
     untilEnd(("::1", v6))
     waitFor(server, rf"^\[::1\]:\d+ -> \[::1\]:{v6} via ", 1)
     assert not any("proxy_header" in line for line in server.lines)
+
+
+def test_nginx_behind_nginx(nginx: Start, hello: Start) -> None:
+    """A client of IPv6 is named, though the second nginx was reached over IPv4 (families mixed)."""
+    server = hello("-e", f"haproxy:{LOOPBACK}")
+    v4, v6, second = freePort(), freePort("::1"), freePort()
+    nginx(second, stream=CHAINED.format(port=second, target=f"127.0.0.1:{server.port()}"))
+    nginx(v4, stream=NGINX.format(v4=v4, v6=v6, target=f"127.0.0.1:{second}"))
+    names = [untilEnd(("127.0.0.1", v4), source=client)[0] for client in CLIENTS]
+    lines = waitFor(server, rf"^127\.0\.0\.[2-6]:.* -> 127.0.0.1:{second} via ", len(CLIENTS))
+    assert [line.partition(" ")[0] for line in lines] == names
+    untilEnd(("::1", v6))
+    waitFor(server, rf"^\[::1\]:\d+ -> 127.0.0.1:{second} via 127.0.0.1:\d+$", 1)
+    assert not any("proxy_header" in line for line in server.lines)
+
+
+def test_what_only_haproxy_knows(start: Start, hello: Start, tmp_path: Path) -> None:
+    """The SNI and the unique ID of HAProxy are in the record, and its checksum is taken."""
+    server = hello("-l", "log", "-e", f"haproxy:{LOOPBACK}")
+    (tmp_path / "server.pem").write_text(makeCertificate(tmp_path))
+    front, target = freePort(), f"127.0.0.1:{server.port()}"
+    configuration = tmp_path / "haproxy.cfg"
+    configuration.write_text(HAPROXY_TLS.format(port=front, folder=tmp_path, target=target))
+    start("haproxy", "-db", "-f", configuration)
+    until(lambda: listens(front))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with (
+        socket.create_connection(("127.0.0.1", front), PATIENCE) as plain,
+        context.wrap_socket(plain, server_hostname="canary.example.org") as client,
+    ):
+        port = client.getsockname()[1]
+        assert client.recv(1) == b""
+    server.stop()
+    [record] = [each for each in recorded(tmp_path / "log") if each["client.port"] == port]
+    assert record["tls.client.server_name"] == "canary.example.org"
+    assert record["proxy_protocol.unique_id"] == f'127.0.0.1:{port}"'
+    assert "error.type" not in record
 
 
 def test_inside_an_inherited_socket(start: Start, tmp_path: Path) -> None:
