@@ -252,9 +252,12 @@ def test_close() -> None:
 
     summaries = Summaries(Log(), 0, reactor=Clock())
     summaries(Connection(5, v4("192.0.2.7"), SERVER))
-    assert summaries.close() == "closed"
+    results: list[object] = []
+    summaries.close().addCallback(results.append)
+    assert results == ["closed"]
     assert closed == [[Summary(1, 5, 5, "192.0.2.7", "tcp", "ipv4")]]
-    assert Summaries(logConnection, 1, reactor=Clock()).close() is None
+    Summaries(logConnection, 1, reactor=Clock()).close().addCallback(results.append)
+    assert results == ["closed", None]
 
 
 def test_observer_that_fails() -> None:

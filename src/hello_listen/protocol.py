@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from time import time
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ from twisted.internet.protocol import Protocol, ServerFactory
 from twisted.logger import Logger
 
 from hello_listen.connection import NO_EXTENSIONS, Connection, Extensions, unmapped
+from hello_listen.observing import Observer, ObserverCalls
 
 if TYPE_CHECKING:
     from hello_listen.proxied import ProxiedProtocol
@@ -49,10 +49,14 @@ class HelloFactory(ServerFactory):
     Hand each connection to observers. One factory may serve several endpoints at once.
 
     An observer is called with each L{Connection}, in the reactor's thread: until it returns,
-    nobody else is served. What it raises is logged and goes no further. The factory closes
-    nothing; L{HelloService} closes the observers that have C{close}.
+    nobody else is served. It may be an C{async def} function, which is run, or return a
+    L{Deferred}: 1,000 of both are under way at once; beyond that, a coroutine is not run, and the
+    log says for how many connections. What fails is logged with the connection, and goes no
+    further. The factory closes nothing; L{HelloService} waits for what observers returned, then
+    closes those that have C{close}.
 
     @ivar observers: who is told, in this order.
+    @ivar calls: calls them, and follows what they return.
     @ivar connections: how many there were so far.
     @ivar waiting: the connections whose PROXY header is not whole yet, oldest first, each with
         its time limit.
@@ -61,13 +65,19 @@ class HelloFactory(ServerFactory):
     protocol = HelloProtocol  # type: ignore[assignment] # Twisted's own example; its type is off
     noisy = False
 
-    def __init__(self, *observers: Callable[[Connection], object]) -> None:
+    def __init__(self, *observers: Observer) -> None:
         """
         Tell observers of connections.
 
         @param observers: called in this order; without any, L{logConnection} is.
+
+        @raise TypeError: an observer cannot be called with a connection.
         """
-        self.observers = observers or (logConnection,)
+        for observer in observers:
+            if not callable(observer) or isinstance(observer, type):
+                raise TypeError(f"not an observer: {observer!r}")
+        self.observers: tuple[Observer, ...] = observers or (logConnection,)
+        self.calls = ObserverCalls()
         self.connections = 0
         self.waiting: dict[ProxiedProtocol, IDelayedCall] = {}
 
@@ -92,9 +102,6 @@ class HelloFactory(ServerFactory):
         connection = Connection(
             time(), unmapped(client), unmapped(server), proxy and unmapped(proxy), error, extensions
         )
+        call = self.calls.call
         for observer in self.observers:
-            try:
-                observer(connection)
-            except BaseException:
-                # The reactor would take sys.exit() for the end of the port.
-                _log.failure("Observer failed for: {connection}", connection=str(connection))
+            call(observer, connection)

@@ -112,8 +112,9 @@ class HelloService(Service):
         Release every endpoint, close the observers, and log how many connections there were.
 
         @return: a L{Deferred} that fires when all of that is done. Where nobody comes, that is at
-            once. Handshakes that are half done have 3 seconds, a log whose disk is stuck has 5, and
-            clients that cannot be served because descriptors have run out have 30.
+            once. Handshakes that are half done have 3 seconds, coroutines of observers and a log
+            whose disk is stuck have 5 each, and clients that cannot be served because descriptors
+            have run out have 30.
         """
         super().stopService()
         return Deferred.fromCoroutine(self._stop())
@@ -166,6 +167,7 @@ class HelloService(Service):
         await self.released
         status = {n: p for n, p in ports.items() if self._endpoints[n][1] is not self.factory}
         await self._release({n: p for n, p in ports.items() if n not in status})
+        await self.factory.calls.finish(self.reactor)
         closes = [o.close for o in self.factory.observers if hasattr(o, "close")]
         closing = [maybeDeferred(close).addErrback(_logNotClosed) for close in closes]
         if not any(await gatherResults(closing)):  # A connection log has told its own counts.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from json import dumps
@@ -12,7 +12,7 @@ from time import time
 from typing import Any
 
 from twisted.internet.address import IPv4Address, IPv6Address
-from twisted.logger import Logger
+from twisted.internet.defer import Deferred
 
 from hello_listen.connection import (
     SUMMARIZED,
@@ -24,14 +24,13 @@ from hello_listen.connection import (
     timestamp,
 )
 from hello_listen.networks import Networks
+from hello_listen.observing import Observer, ObserverCalls
 
 PERIOD = 60.0
 """Seconds that a summary covers."""
 
 CLIENTS = 10_000
 """How many clients are told apart in a period; those of more share one summary."""
-
-_log = Logger(namespace="hello_listen")
 
 
 @dataclass(slots=True)
@@ -98,7 +97,7 @@ class Summaries:
 
     def __init__(
         self,
-        observer: Callable[[Any], object],
+        observer: Observer,
         perClient: int | None = None,
         networks: Iterable[str] = (),
         reactor: Any = None,
@@ -120,6 +119,7 @@ class Summaries:
         if reactor is None:
             from twisted.internet import reactor
         self._observer = observer
+        self._calls = ObserverCalls()
         self._perClient = perClient
         self._networks = networksByPort(networks)
         self._reactor = reactor
@@ -140,24 +140,24 @@ class Summaries:
         key = client.host if type(client) is IPv4Address else connection.identity
         if not (self._networks and connection.error is None and self._isListed(connection)):
             if self._perClient is None:
-                self._observer(connection)
+                self._calls.call(self._observer, connection)
                 return
             count = self._clients.get(key, 0)
             if count < self._perClient and (count or self._isToldApart(key)):
                 self._clients[key] = count + 1
-                self._observer(connection)
+                self._calls.call(self._observer, connection)
                 return
         self._summarize(key if self._isToldApart(key) else None, connection)
 
-    def close(self) -> Any:
+    def close(self) -> Deferred[Any]:
         """
-        Pass on what is counted so far, and close the observer behind.
+        Pass on what is counted so far, wait for the observer's coroutines, and close it.
 
-        @return: what that returns, or L{None} if it has no C{close}.
+        @return: a L{Deferred} with what its C{close} returns, or L{None} if it has none.
         """
         self._endPeriod()
-        close = getattr(self._observer, "close", None)
-        return close() if close else None
+        close = getattr(self._observer, "close", lambda: None)
+        return self._calls.finish(self._reactor).addCallback(lambda _: close())
 
     def _isToldApart(self, key: str) -> bool:
         """Say whether a client has a place of its own in this period."""
@@ -202,10 +202,7 @@ class Summaries:
         summaries, self._summaries = self._summaries, {}
         self._clients.clear()
         for summary in summaries.values():
-            try:
-                self._observer(summary)
-            except Exception:
-                _log.failure("Observer failed for: {summary}", summary=str(summary))
+            self._calls.call(self._observer, summary)
 
 
 def networksByPort(texts: Iterable[str]) -> dict[int | None, Networks]:

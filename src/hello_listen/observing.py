@@ -1,0 +1,113 @@
+"""Calls observers: runs the coroutines that they return, logs what fails, knows what is left."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.defer import TimeoutError as TimedOut
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+MAX_UNFINISHED = 1000
+"""Most coroutines and Deferreds of observers at once; beyond it, a coroutine is not run."""
+
+FINISH_TIMEOUT = 5.0
+"""Seconds that a stop waits for the coroutines and Deferreds of observers."""
+
+Observer = Callable[[Any], "Awaitable[object] | object"]
+"""Called with each L{Connection}; behind L{Summaries}, with each L{Summary} too."""
+
+_log = Logger(namespace="hello_listen")
+
+
+class ObserverCalls:
+    """Calls observers, and follows the coroutines and Deferreds that they return."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._unfinished: set[Deferred[Any]] = set()
+        self._notRun = 0
+        self._waiting: list[Deferred[None]] = []
+
+    def call(self, observer: Observer, record: Any) -> None:
+        """
+        Call an observer. What it raises, now or later, is logged.
+
+        @param observer: to be called; if it returns a coroutine, that is run.
+        @param record: what to call it with.
+        """
+        try:
+            result = observer(record)
+            if result is not None:
+                self._follow(result, record)
+        except BaseException:
+            # The reactor would take sys.exit() for the end of the port.
+            _logFailure(Failure(), record)
+
+    def finish(self, reactor: Any) -> Deferred[None]:
+        """
+        Wait for the coroutines and Deferreds that have not ended.
+
+        @param reactor: an L{IReactorTime}.
+
+        @return: a L{Deferred} that fires when all have ended, after 5 seconds at most.
+        """
+        ended: Deferred[None] = Deferred()
+        self._waiting.append(ended)
+        self._endIfDone()
+        return ended.addTimeout(FINISH_TIMEOUT, reactor).addErrback(self._logUnfinished)
+
+    def _follow(self, result: object, record: Any) -> None:
+        """Run a coroutine, or follow a L{Deferred}; anything else is no call that goes on."""
+        if isinstance(result, Coroutine):
+            if len(self._unfinished) >= MAX_UNFINISHED:
+                result.close()
+                self._countNotRun(record)
+                return
+            result = Deferred.fromCoroutine(result)
+        if isinstance(result, Deferred):
+            self._unfinished.add(result)
+            result.addErrback(_logFailure, record)
+            result.addBoth(self._end, result)
+
+    def _countNotRun(self, record: Any) -> None:
+        """Count a coroutine that is not run; log the first."""
+        self._notRun += 1
+        if self._notRun == 1:
+            text = "Observer not run, {count} calls are unfinished, first for: {connection}"
+            _log.error(text, count=len(self._unfinished), connection=str(record))
+
+    def _end(self, result: object, deferred: Deferred[Any]) -> object:
+        """Forget one that ended."""
+        self._unfinished.discard(deferred)
+        self._endIfDone()
+        return result
+
+    def _endIfDone(self) -> None:
+        """When none is unfinished, log how many were not run, and end the waiting."""
+        if self._unfinished:
+            return
+        self._logNotRun()
+        waiting, self._waiting = self._waiting, []
+        for each in waiting:
+            each.callback(None)
+
+    def _logNotRun(self) -> None:
+        """Log how many coroutines were not run."""
+        if self._notRun:
+            _log.error("Observer not run for connections: {count}", count=self._notRun)
+            self._notRun = 0
+
+    def _logUnfinished(self, failure: Failure) -> None:
+        """Say how many calls a stop did not wait for."""
+        failure.trap(TimedOut)
+        self._logNotRun()
+        count = len(self._unfinished)
+        _log.error("Observer calls unfinished at the stop: {count}", count=count)
+
+
+def _logFailure(failure: Failure, record: Any) -> None:
+    """Log what an observer raised."""
+    _log.failure("Observer failed for: {connection}", failure, connection=str(record))
