@@ -25,7 +25,9 @@ from twisted.python.failure import Failure
 from zope.interface.verify import verifyClass, verifyObject
 
 from hello_listen import Connection, HelloEndpoint, HelloFactory, HelloProtocol
+from hello_listen import _drain as drain
 from hello_listen import accepting as module
+from hello_listen._drain import refuseNew
 from hello_listen.accepting import PAUSE, SLICE, EndedTransport, HelloPort
 from hello_listen.proxied import ProxiedFactory
 
@@ -544,7 +546,6 @@ def test_stop_takes_its_longest(serve: Serve, monkeypatch: pytest.MonkeyPatch) -
     assert any(text.startswith("Clients in the queue were not served") for text in texts)
 
 
-MINTTL = 21
 needsLinux = pytest.mark.skipif(sys.platform != "linux", reason="IP_MINTTL is Linux's")
 
 
@@ -553,7 +554,7 @@ def test_nobody_comes_in_while_it_drains(serve: Serve) -> None:
     """After the queue was served, a new client is not let in to be reset."""
     server = serve()
     address = server.port._listener.getsockname()
-    server.port._refuseNew()
+    refuseNew(server.port._listener)
     with socket.socket() as client:
         client.setblocking(False)
         assert client.connect_ex(address) == errno.EINPROGRESS
@@ -561,28 +562,65 @@ def test_nobody_comes_in_while_it_drains(serve: Serve) -> None:
             client.getpeername()
 
 
-def halfDone(address: tuple[str, int]) -> socket.socket:
-    """Return a client that does not see the answer to its SYN, until IP_MINTTL is 0 again."""
-    client = socket.socket()
-    client.setblocking(False)
-    client.setsockopt(socket.IPPROTO_IP, MINTTL, 255)
-    assert client.connect_ex(address) == errno.EINPROGRESS
-    return client
+class InFlight:
+    """A client that does not see the answer to its SYN before it is told to."""
+
+    def __init__(self, host: str, port: int) -> None:
+        """Begin a handshake."""
+        isIPv6 = ":" in host
+        self.client = socket.socket(socket.AF_INET6 if isIPv6 else socket.AF_INET)
+        # IPV6_MINHOPCOUNT or IP_MINTTL.
+        self._option = (socket.IPPROTO_IPV6, 73) if isIPv6 else (socket.IPPROTO_IP, 21)
+        self.client.setblocking(False)
+        self.client.setsockopt(*self._option, 255)
+        assert self.client.connect_ex((host, port)) == errno.EINPROGRESS
+
+    def end(self) -> None:
+        """Complete the handshake, and wait for the end of the connection."""
+        self.client.setsockopt(*self._option, 0)
+        assert ended(self.client)
 
 
 @needsLinux
-def test_handshake_that_is_half_done(serve: Serve) -> None:
+@pytest.mark.parametrize(
+    ("interface", "host"),
+    [
+        ("127.0.0.1", "127.0.0.1"),
+        ("", "127.0.0.2"),
+        ("::1", "::1"),
+        ("::", "::1"),
+        ("::", "127.0.0.1"),
+        ("::ffff:127.0.0.1", "127.0.0.1"),
+    ],
+)
+def test_handshake_that_is_half_done(serve: Serve, interface: str, host: str) -> None:
     """A stop waits for it, and records the client."""
+    server = serve(interface)
+    port = server.port._listener.getsockname()[1]
+    inFlight = InFlight(host, port)
+    name = inFlight.client.getsockname()
+    stopped = server.port.stopListening()
+    waited = deferLater(reactor, 0.1)
+    until(lambda: waited.called)
+    assert not stopped.called
+    inFlight.end()
+    until(lambda: stopped.called)
+    assert [c.clientPort for c in server.seen] == [name[1]]
+
+
+@needsLinux
+@pytest.mark.parametrize("other", ["127.0.0.2", "::1"])
+def test_handshake_with_another_address(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, other: str
+) -> None:
+    """A stop does not wait for who connects to the same port of another address."""
+    monkeypatch.setattr(module, "DRAIN", 60.0)
+    monkeypatch.setattr(module, "LONGEST_DRAIN", 60.0)
     server = serve()
-    with halfDone(server.port._listener.getsockname()) as client:
-        stopped = server.port.stopListening()
-        reactor.iterate(0.01)
-        assert not stopped.called
-        client.setsockopt(socket.IPPROTO_IP, MINTTL, 0)
-        until(lambda: stopped.called)
-        client.setblocking(True)
-        assert client.recv(1) == b""
-        assert [c.clientPort for c in server.seen] == [client.getsockname()[1]]
+    port = server.port._listener.getsockname()[1]
+    family = socket.AF_INET6 if ":" in other else socket.AF_INET
+    with socket.create_server((other, port), family=family), InFlight(other, port).client:
+        server.stop()
 
 
 @needsLinux
@@ -590,14 +628,14 @@ def test_handshake_that_stays_half_done(serve: Serve, monkeypatch: pytest.Monkey
     """A stop does not wait for ever."""
     monkeypatch.setattr(module, "DRAIN", 0.05)
     server = serve()
-    with halfDone(server.port._listener.getsockname()):
+    with InFlight(*server.port._listener.getsockname()).client:
         server.stop()
     assert not server.seen
 
 
 def test_where_no_handshakes_are_shown(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stop waits until nobody has come for a while."""
-    monkeypatch.setattr(module, "HANDSHAKES", "/no/such/file")
+    monkeypatch.setattr(drain, "TABLE", "/no/such/file")
     monkeypatch.setattr(module, "QUIET", 0.05)
     server = serve()
     client = server.connect()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import socket
-import sys
 from contextlib import suppress
 from io import BytesIO
 from itertools import islice
@@ -21,6 +20,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from hello_listen._drain import handshakes, localName, refuseNew
 from hello_listen.connection import unmapped
 from hello_listen.protocol import HelloFactory, HelloProtocol
 
@@ -44,12 +44,6 @@ refused."""
 
 WARN = 60.0
 """Least seconds between two warnings that clients have to wait."""
-
-HANDSHAKES = "/proc/net/tcp"
-"""Where Linux lists connections, those whose handshake is half done in state 3 (proc(5))."""
-
-# Linux's ip(7) and ipv6(7).
-_IP_MINTTL, _IPV6_MINHOPCOUNT = 21, 73
 
 _log = Logger(namespace="hello_listen")
 
@@ -248,61 +242,52 @@ class HelloPort(FileDescriptor):
 
     async def _stop(self) -> None:
         """
-        Serve the queue, handshakes that are half done, and PROXY headers on their way; then close.
+        Serve the queue, in-flight handshakes, and PROXY headers on their way; then close.
 
-        Closing a listening socket resets what waits in its queue: measured, up to 354 clients.
+        Closing a listening socket resets the clients in its queue: measured, up to 354.
         """
         start = self.reactor.seconds()
-        turn = 0.0
+        isTCP = not isinstance(self._host, UNIXAddress)
         try:
             if self._port is not None:
                 with suppress(OSError):  # Not every system can.
-                    self._refuseNew()
+                    refuseNew(self._listener)
             else:
                 self._accepts = False
                 self.stopReading()
-            while (now := self.reactor.seconds()) < start + LONGEST_DRAIN:
-                last, expects = self._lastClient, self._expects(start, now)
-                await self._turn(turn)
-                served = not self._accepts or (self._lastClient == last and not self._paused)
-                if served and not expects:
+            inFlight = None if self._accepts and isTCP else False
+            while self.reactor.seconds() < start + LONGEST_DRAIN:
+                last = self._lastClient
+                expects = inFlight or self._awaitsHeader(start)
+                await self._turn(0.02 if expects or self._paused else 0.0)
+                if self._accepts and (self._paused or self._lastClient != last):
+                    continue  # The queue still gives clients.
+                if inFlight is not False:
+                    inFlight = await self._hasInFlight(start)
+                elif not expects:
                     return
-                turn = 0.02 if expects or self._paused else 0.0
             _log.error("Clients in the queue were not served: {address}", address=self.getHost())
         finally:
             self.connectionLost(Failure(ConnectionDone()))
 
-    def _refuseNew(self) -> None:
-        """Refuse new handshakes, where the system can; it needs no privilege for either way."""
-        if isinstance(self._host, UNIXAddress):
-            self._listener.shutdown(socket.SHUT_RD)
-        elif sys.platform == "linux":
-            # A packet whose time to live is below 255 is dropped when it opens a connection (the
-            # check is RFC 5082's); the last one of a handshake is not checked.
-            self._listener.setsockopt(socket.IPPROTO_IP, _IP_MINTTL, 255)
-            if self._listener.family == socket.AF_INET6:
-                self._listener.setsockopt(socket.IPPROTO_IPV6, _IPV6_MINHOPCOUNT, 255)
+    def _isQuiet(self, start: float) -> bool:
+        """Say whether a stop and the last client are L{QUIET} seconds ago."""
+        now: float = self.reactor.seconds()
+        return now >= max(start, self._lastClient) + QUIET
 
-    def _expects(self, start: float, now: float) -> bool:
-        """
-        Say whether somebody is on their way: a PROXY header, or a handshake that is half done.
+    def _awaitsHeader(self, start: float) -> bool:
+        """Say whether a stop waits for a PROXY header."""
+        return bool(self._hello and self._hello.waiting) and not self._isQuiet(start)
 
-        @param start: when the stop began.
-        @param now: the time.
-        """
-        isQuiet = now >= max(start, self._lastClient) + QUIET
-        if self._hello and self._hello.waiting and not isQuiet:
-            return True
-        if isinstance(self._host, UNIXAddress) or not self._accepts or now >= start + DRAIN:
+    async def _hasInFlight(self, start: float) -> bool:
+        """Say whether a stop waits for an in-flight handshake."""
+        if self.reactor.seconds() >= start + DRAIN:
             return False
-        port = f":{self._listener.getsockname()[1]:04X}"
-        family = "6" if self._listener.family == socket.AF_INET6 else ""
-        try:
-            with open(f"{HANDSHAKES}{family}") as table:
-                rows = (line.split(maxsplit=4) for line in table if " 03 " in line)
-                return any(row[1].endswith(port) and row[3] == "03" for row in rows)
-        except OSError:
-            return not isQuiet
+        found = await handshakes(self.reactor, self._listener.family).look()
+        if found is None:
+            return not self._isQuiet(start)
+        host, port = self._listener.getsockname()[:2]
+        return localName(self._listener.family, host if self._host else None, port) in found
 
 
 class EndedTransport(FileWrapper):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import sys
@@ -26,6 +27,7 @@ from processes import (
     run,
     slow,
     tool,
+    until,
 )
 from roundtrip import SERVERS, Clients, Handshake
 
@@ -84,6 +86,30 @@ def test_all_who_wait_at_the_end(limited: Start, tmp_path: Path, endpoint: str) 
     who = Counter(record.get("client.address") for record in recorded(tmp_path / "log"))
     named = {"haproxy": "192.0.2.7", "tcp": "127.0.0.1"}.get(endpoint.partition(":")[0])
     assert who == {named: 501}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the table of handshakes is Linux's")
+@pytest.mark.parametrize("count", [1, 50])
+def test_handshakes_are_looked_up_for_all_ports(start: Start, tmp_path: Path, count: int) -> None:
+    """One reading of the long table does for all ports, and none is made while clients wait."""
+    trace = tmp_path / "trace"
+    server = start(tool("strace"), "-D", "-o", trace, "-e", "trace=accept4,openat", *TWISTD,
+                   *["-e", LOOPBACK] * count)  # fmt: skip
+    addresses = [addressOf(server) for _ in range(count)]
+    os.kill(server.pid, signal.SIGSTOP)
+    with ExitStack() as stack:
+        for _ in range(200):
+            stack.enter_context(socket.create_connection(addresses[-1]))
+        os.kill(server.pid, signal.SIGTERM)
+        os.kill(server.pid, signal.SIGCONT)
+        server.wait()
+    assert len(recorded(tmp_path / "log")) == 200
+    until(lambda: trace.read_text().endswith("killed by SIGTERM +++\n"))
+    calls = re.findall(r'"/proc/net/tcp|accept4.* = \d', trace.read_text())
+    # A port that nobody waits at needs not wait for the others.
+    readings = [number for number, call in enumerate(calls) if "proc" in call]
+    assert 1 <= len(readings) < 10
+    assert count > 1 or readings[0] == 200
 
 
 class Far:
