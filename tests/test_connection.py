@@ -2,9 +2,10 @@
 
 import json
 import os
+from datetime import datetime, timezone
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from twisted.internet.address import HostnameAddress, IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IAddress
@@ -16,6 +17,7 @@ from hello_listen.connection import (
     Extensions,
     addressText,
     clientIdentity,
+    timestamp,
     unmapped,
 )
 from hello_listen.summaries import Summary
@@ -210,10 +212,39 @@ def test_json(
     assert connection.json() == json.dumps(connection.fields())
 
 
-def test_no_address() -> None:
-    """What Twisted's own C{haproxy:} takes for an address adds no member to the JSON."""
-    connection = Connection(TIME, IPv4Address("TCP", '1.2.3.4","client.port": "5', 6), V4)
-    assert connection.json() == json.dumps(connection.fields())
+@pytest.mark.parametrize(
+    "address",
+    [
+        IPv4Address("TCP", '1.2.3.4","client.port": "5', 6),
+        IPv4Address("TCP", "1.2.3.4\n", 6),
+        IPv4Address("TCP", "²", 6),
+        IPv4Address("TCP", "\u0661.2.3.4", 6),
+        IPv4Address("TCP", "", 6),
+        IPv4Address("TCP", "1.2.3.4", "5"),
+        IPv4Address("TCP", "1.2.3.4", True),
+        IPv4Address("TCP", "1.2.3.4", None),
+    ],
+)
+def test_no_address(address: IPv4Address) -> None:
+    """What others take for an address, as Twisted's own C{haproxy:} does, is written as JSON."""
+    for connection in (Connection(TIME, address, V4), Connection(TIME, V4, address)):
+        line = connection.json()
+        assert line == json.dumps(connection.fields())
+        assert line.isascii()
+        assert line.isprintable()
+
+
+@given(st.floats(-62_135_596_800, 253_402_300_799, allow_nan=False))
+@example(-0.5)
+@example(-1e-20)
+@example(0.9999999)
+@example(0.0000005)
+@example(1.9999995)
+@example(1795378774.9999998)
+def test_timestamp(seconds: float) -> None:
+    """Any time is written as Python's own datetime rounds it, whatever was written before."""
+    expected = datetime.fromtimestamp(seconds, timezone.utc).replace(tzinfo=None)
+    assert timestamp(seconds) == expected.isoformat(timespec="microseconds") + "Z"
 
 
 @given(name=st.binary(max_size=107).filter(lambda name: b"\0" not in name[1:]))
