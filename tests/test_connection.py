@@ -105,6 +105,8 @@ def test_summary() -> None:
         "client.address": "192.0.2.7",
     }
     assert "client.address" not in Summary(1, TIME, TIME, None, None, None).fields()
+    failed = Summary(1, TIME, TIME, None, None, None, "failed").fields()
+    assert failed["error.type"] == "failed"
 
 
 def test_str() -> None:

@@ -408,6 +408,13 @@ def test_hang_up_halfway(data: bytes) -> None:
     protocol.connectionLost()
     server.clock.advance(TIMEOUT)
     assert [connection.error for connection in server.seen] == ["proxy_header_incomplete"]
+    assert [connection.silent for connection in server.seen] == [not data]
+
+
+@pytest.mark.parametrize("data", [b"", b"P", b"G", LOCAL])
+def test_silent(data: bytes) -> None:
+    """A connection is silent if nothing was received, whatever becomes of it."""
+    assert receive(data).silent == (not data)
 
 
 def test_stop() -> None:

@@ -46,10 +46,12 @@ class Fed:
         count: int = 1,
         error: str | None = None,
         server: IAddress = SERVER,
+        silent: bool = False,
     ) -> None:
         """Let a client connect so often, at the clock's time."""
         for _ in range(count):
-            self.summaries(Connection(self.clock.seconds(), client, server, None, error))
+            time = self.clock.seconds()
+            self.summaries(Connection(time, client, server, error=error, silent=silent))
 
     def take(self) -> list[object]:
         """Return what was passed on since: the client of a connection, or a summary's facts."""
@@ -111,6 +113,38 @@ def test_networks() -> None:
         (3, "192.0.2.7", 0, 0),
         (1, "192.0.2.8", 0, 0),
         (1, "2001:db8::/64", 0, 0),
+    ]
+
+
+def test_probes() -> None:
+    """A listed health check that sends nothing is no news; all else that is wrong is."""
+    fed = Fed(None, "10.0.0.0/8")
+    probe, other = v4("10.0.0.1"), v4("192.0.2.7")
+    fed.feed(probe, 2)
+    fed.feed(probe, 3, error="proxy_header_incomplete", silent=True)
+    fed.feed(probe, error="proxy_header_incomplete")
+    fed.feed(probe, error="proxy_header_timeout", silent=True)
+    fed.feed(other, error="proxy_header_incomplete", silent=True)
+    assert fed.take() == [probe, probe, other]
+    fed.clock.advance(PERIOD)
+    assert fed.got == [
+        Summary(2, 0, 0, "10.0.0.1", "tcp", "ipv4"),
+        Summary(3, 0, 0, "10.0.0.1", "tcp", "ipv4", "proxy_header_incomplete"),
+    ]
+
+
+def test_a_summary_for_each_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A summary tells what was wrong with all of its connections, also where clients share one."""
+    monkeypatch.setattr(module, "CLIENTS", 1)
+    fed = Fed(0)
+    for client in (v4("192.0.2.7"), v4("192.0.2.8")):
+        for error, count in ((None, 1), ("failed", 2), ("proxy_header_invalid", 3)):
+            fed.feed(client, count, error)
+    fed.clock.advance(PERIOD)
+    assert [(s.clientAddress, s.error, s.count) for s in fed.got if isinstance(s, Summary)] == [
+        (address, error, count)
+        for address in ("192.0.2.7", None)
+        for error, count in ((None, 1), ("failed", 2), ("proxy_header_invalid", 3))
     ]
 
 
@@ -314,6 +348,7 @@ def test_bad_network(text: str, reason: str) -> None:
         (Summary(1, 1, 1, None, "unix", None), "1 from unix: in 1 s"),
         (Summary(2, 1, 1.5, "/☃", "unix", None), r"2 from unix:/\u2603 in 1 s"),
         (Summary(7, 1, 9, None, None, None), "7 in 8 s"),
+        (Summary(7, 1, 9, None, None, None, "failed"), "7 in 8 s (failed)"),
     ],
 )
 def test_text(summary: Summary, text: str) -> None:

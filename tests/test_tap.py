@@ -232,7 +232,7 @@ def test_summaries(tmp_path: Path) -> None:
     """What --per-client and --summarize leave out is in the log, summed up, when it is closed."""
     reactor = FakeReactor()
     path = tmp_path / "connections.jsonl"
-    arguments = ["-l", str(path), "--per-client", "1", "--summarize", "10.0.0.0/8"]
+    arguments = ["-l", str(path), "--per-client", "1", "--summarize", "10.0.0.0/8,1"]
     service = makeService(parse(*arguments, reactor=reactor), reactor)
     service.startService()
     [(_, factory, _, _)] = reactor.tcpServers

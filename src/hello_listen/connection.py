@@ -78,6 +78,7 @@ class Connection:
         checks, C{client} is the proxy.
     @ivar error: what was wrong with the connection (OpenTelemetry's C{error.type}), or L{None}.
     @ivar extensions: what the C{proxy} tells beside the addresses.
+    @ivar silent: whether a PROXY header was expected and not one byte was received.
     @cvar count: how many connections this is, as a summary tells of several.
     """
 
@@ -87,6 +88,7 @@ class Connection:
     proxy: IAddress | None = None
     error: str | None = None
     extensions: Extensions = NO_EXTENSIONS
+    silent: bool = False
     count: ClassVar[int] = 1
 
     @property

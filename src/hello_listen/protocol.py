@@ -88,6 +88,7 @@ class HelloFactory(ServerFactory):
         proxy: IAddress | None = None,
         error: str | None = None,
         extensions: Extensions = NO_EXTENSIONS,
+        silent: bool = False,
     ) -> None:
         """
         Count a connection and hand it to the observers.
@@ -97,10 +98,17 @@ class HelloFactory(ServerFactory):
         @param proxy: who said so, where that is not the client itself.
         @param error: what was wrong with the connection, for C{error.type}.
         @param extensions: what the proxy tells beside the addresses.
+        @param silent: a PROXY header was expected, and not one byte was received.
         """
         self.connections += 1
         connection = Connection(
-            time(), unmapped(client), unmapped(server), proxy and unmapped(proxy), error, extensions
+            time(),
+            unmapped(client),
+            unmapped(server),
+            proxy and unmapped(proxy),
+            error,
+            extensions,
+            silent,
         )
         call = self.calls.call
         for observer in self.observers:

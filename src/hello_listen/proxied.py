@@ -70,9 +70,9 @@ class ProxiedProtocol(Protocol):
         limit = self.factory.hello.waiting.pop(self)
         if limit.active():
             limit.cancel()
-        self._data = b""
+        silent, self._data = not self._data, b""
         try:
-            self.factory.hello.established(*ends, proxy, error, extensions)
+            self.factory.hello.established(*ends, proxy, error, extensions, silent)
         finally:
             transport: Any = self.transport
             # TLS would wait for the peer to agree that the connection is closed, and a

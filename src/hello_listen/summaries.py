@@ -32,6 +32,9 @@ PERIOD = 60.0
 CLIENTS = 10_000
 """How many clients are told apart in a period; those of more share one summary."""
 
+PROBES = ("proxy_header_incomplete",)
+"""Errors that are no news of a listed network whose client sent nothing: TCP health checks."""
+
 
 @dataclass(slots=True)
 class Summary:
@@ -46,6 +49,7 @@ class Summary:
         name, and for the rest where too many clients came at once.
     @ivar transport: C{tcp}, C{udp}, C{unix} or C{pipe}; L{None} where several are in one.
     @ivar networkType: C{ipv4} or C{ipv6}; L{None} for others, and where several are in one.
+    @ivar error: what was wrong with each of the connections (C{error.type}), or L{None}.
     """
 
     count: int
@@ -54,6 +58,7 @@ class Summary:
     clientAddress: str | None
     transport: str | None
     networkType: str | None
+    error: str | None = None
 
     @property
     def identity(self) -> str:
@@ -71,6 +76,7 @@ class Summary:
             "network.transport": self.transport,
             "network.type": self.networkType,
             "client.address": self.clientAddress,
+            "error.type": self.error,
         }
         return known(fields)
 
@@ -83,7 +89,8 @@ class Summary:
         text = f"{SUMMARIZED}: {self.count}"
         if self.identity:
             text += f" from {asciiText(self.identity)}"
-        return f"{text} in {ceil(self.last - self.first) or 1} s"
+        text += f" in {ceil(self.last - self.first) or 1} s"
+        return f"{text} ({self.error})" if self.error else text
 
 
 class Summaries:
@@ -110,8 +117,9 @@ class Summaries:
         @param perClient: at most how many connections of a client are passed on in a period, 0 for
             none; by default all.
         @param networks: addresses or networks, such as C{192.0.2.0/24}, whose connections are
-            only summarized, unless they have an error. C{192.0.2.7,7878} stands for connections
-            to the server's port 7878 only.
+            only summarized. C{192.0.2.7,7878} stands for connections to the server's port 7878
+            only. Connections with an error are passed on, except health checks that close a
+            connection without a byte where a PROXY header is expected.
         @param reactor: what keeps the time; by default the global reactor.
 
         @raise ValueError: a network cannot be understood.
@@ -127,7 +135,7 @@ class Summaries:
         self._isIn = lru_cache(maxsize=CLIENTS)(self._findNetwork)
         # How many connections of each client were passed on.
         self._clients: dict[str, int] = {}
-        self._summaries: dict[str | None, Summary] = {}
+        self._summaries: dict[tuple[str | None, str | None], Summary] = {}
         self._end: Any = None
 
     def __call__(self, connection: Connection) -> None:
@@ -138,7 +146,7 @@ class Summaries:
         """
         client = connection.client
         key = client.host if type(client) is IPv4Address else connection.identity
-        if not (self._networks and connection.error is None and self._isListed(connection)):
+        if not (self._networks and self._isListed(connection)):
             if self._perClient is None:
                 self._calls.call(self._observer, connection)
                 return
@@ -171,18 +179,21 @@ class Summaries:
         """Count a connection of a client."""
         time = connection.time
         transport, networkType = network(connection.client) if key else (None, None)
-        summary = self._summaries.get(key)
+        error = connection.error
+        summary = self._summaries.get((key, error))
         if summary is None:
             address = key if networkType or not key else connection.clientAddress
-            summary = Summary(0, time, time, address, transport, networkType)
-            self._summaries[key] = summary
+            summary = Summary(0, time, time, address, transport, networkType, error)
+            self._summaries[key, error] = summary
         elif summary.transport != transport:  # A PROXY header may say UDP.
             summary.transport = None
         summary.count += 1
         summary.last = max(summary.last, time)
 
     def _isListed(self, connection: Connection) -> bool:
-        """Say whether a connection came from one of the networks, to its port if it has one."""
+        """Say whether a connection came from one of the networks and is no news."""
+        if connection.error and not (connection.silent and connection.error in PROBES):
+            return False
         client = connection.client
         return isinstance(client, (IPv4Address, IPv6Address)) and self._isIn(
             client.host, getattr(connection.server, "port", None)

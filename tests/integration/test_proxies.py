@@ -7,12 +7,13 @@ import re
 import signal
 import socket
 import ssl
+import struct
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from logs import recorded
+from logs import lines, recorded
 from processes import (
     LOOPBACK,
     PATIENCE,
@@ -182,6 +183,25 @@ def test_what_only_haproxy_knows(start: Start, hello: Start, tmp_path: Path) -> 
     assert record["tls.client.server_name"] == "canary.example.org"
     assert record["proxy_protocol.unique_id"] == f'127.0.0.1:{port}"'
     assert "error.type" not in record
+
+
+def test_health_checks_without_a_header(hello: Start, tmp_path: Path) -> None:
+    """Those of a listed network are counted only, unless they send something."""
+    server = hello("-l", "log", "-e", f"haproxy:{LOOPBACK}", "--summarize", "127.0.0.1")
+    port = server.port()
+    for ending in (struct.pack("ii", 0, 0), struct.pack("ii", 1, 0)):
+        for _ in range(10):  # As kubelet and as HAProxy do, which resets the connection.
+            with socket.create_connection(("127.0.0.1", port)) as client:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, ending)
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        client.sendall(b"PROXY")
+    with socket.create_connection(("127.0.0.1", port), source_address=("127.0.0.2", 0)):
+        pass
+    assert "recorded: 2, summarized: 20, lost: 0" in server.stop()
+    _, *records, summary, _ = lines(tmp_path / "log")
+    assert {each["client.address"] for each in records} == {"127.0.0.1", "127.0.0.2"}
+    assert {each["error.type"] for each in (*records, summary)} == {"proxy_header_incomplete"}
+    assert (summary["count"], summary["client.address"]) == (20, "127.0.0.1")
 
 
 def test_inside_an_inherited_socket(start: Start, tmp_path: Path) -> None:
