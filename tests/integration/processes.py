@@ -250,6 +250,11 @@ def run(
         raise AssertionError(f"{late}: {late.stdout!r} {late.stderr!r}") from None
 
 
+def curl(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run curl without its progress, its user's settings and the environment's proxy."""
+    return run(tool("curl"), "-q", "--no-progress-meter", "--noproxy", "*", *arguments)
+
+
 def freePort(host: str = "127.0.0.1") -> int:
     """Return a port that nobody listens on, for programs that cannot be told to choose one."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:

@@ -18,6 +18,7 @@ from processes import (
     Start,
     addressOf,
     blocks,
+    curl,
     familyOf,
     isKnown,
     makeCertificate,
@@ -127,7 +128,7 @@ def test_status_in_a_site(start: Start, tmp_path: Path) -> None:
     port = server.port()
     untilEnd(("127.0.0.1", port))
     status = server.expect(r"starting on (\d+)$")[1]
-    shown = run(tool("curl"), "-s", f"http://127.0.0.1:{status}/status.json").stdout
+    shown = curl(f"http://127.0.0.1:{status}/status.json").stdout
     assert json.loads(shown)["connections"] == 1
 
 

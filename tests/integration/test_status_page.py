@@ -23,6 +23,7 @@ from processes import (
     Process,
     Start,
     blocks,
+    curl,
     freePort,
     makeCertificate,
     needTLS,
@@ -120,18 +121,17 @@ def test_answers_to_the_end(hello: Start, fifo: Path, reader: int) -> None:
 
 def test_unix_and_tls(hello: Start, tmp_path: Path) -> None:
     """The status may be on a UNIX socket, or behind TLS."""
-    curl = tool("curl")
     server = hello("-e", LOOPBACK, "--status", "unix:status.sock")
     server.port()
-    answer = run(curl, "-s", "--unix-socket", tmp_path / "status.sock", "http://localhost/healthz")
+    answer = curl("--unix-socket", tmp_path / "status.sock", "http://localhost/healthz")
     assert answer.stdout == "OK\n"
-    refused = run(curl, "-s", "--unix-socket", tmp_path / "status.sock", "http://a.example/")
+    refused = curl("--unix-socket", tmp_path / "status.sock", "http://a.example/")
     assert "Unknown Host" in refused.stdout
     server.stop()
     needTLS("tls:")
     (tmp_path / "server.pem").write_text(makeCertificate(tmp_path))
     server = hello("-e", LOOPBACK, "--status", "tls:server.pem:0:interface=127.0.0.1")
-    assert run(curl, "-sk", f"https://127.0.0.1:{statusPort(server)}/healthz").stdout == "OK\n"
+    assert curl("-k", f"https://127.0.0.1:{statusPort(server)}/healthz").stdout == "OK\n"
     server.stop()
 
 
@@ -318,7 +318,7 @@ def test_looks(hello: Start, show: Open, tmp_path: Path, width: int, scheme: str
         untilEnd(("127.0.0.1", port))
     untilEnd(f"{tmp_path}/hello.sock")
     fromProxy(proxied, SCRIPT, IMAGE)
-    run(tool("curl"), "-s", f"http://127.0.0.1:{proxied}/")
+    curl(f"http://127.0.0.1:{proxied}/")
     until(lambda: get(status, "/healthz")[0] == 503)
     page = show(status, width=width, scheme=scheme)
     assert page.evaluate("document.documentElement.scrollWidth") == width
@@ -380,7 +380,6 @@ def test_embedding(start: Start, tmp_path: Path) -> None:
 
 def test_nginx_with_a_password(hello: Start, nginx: Start, tmp_path: Path) -> None:
     """The README's nginx asks for a password, and passes on who has it."""
-    curl, openssl = tool("curl"), tool("openssl")
     server = hello("-e", LOOPBACK, "--status", "unix:status.sock")
     server.port()
     [block] = [block for block in blocks("nginx") if "auth_basic" in block]
@@ -390,11 +389,11 @@ def test_nginx_with_a_password(hello: Start, nginx: Start, tmp_path: Path) -> No
     block = block.replace("/etc/nginx/hello-listen.htpasswd", f"{tmp_path}/htpasswd")
     block = re.sub(r"listen .*;", f"listen 127.0.0.1:{port};", block)
     block = re.sub(r"ssl_certificate.*;", "", block)
-    hashed = run(openssl, "passwd", "-apr1", "secret").stdout.strip()
+    hashed = run(tool("openssl"), "passwd", "-apr1", "secret").stdout.strip()
     (tmp_path / "htpasswd").write_text(f"me:{hashed}\n")
     nginx(port, http=block)
     url = f"http://127.0.0.1:{port}/status/"
-    assert "401" in run(curl, "-si", url).stdout.splitlines()[0]
-    assert "200" in run(curl, "-si", "-u", "me:secret", url).stdout.splitlines()[0]
-    assert run(curl, "-s", "-u", "me:secret", f"{url}healthz").stdout == "OK\n"
+    assert "401" in curl("-i", url).stdout.splitlines()[0]
+    assert "200" in curl("-i", "-u", "me:secret", url).stdout.splitlines()[0]
+    assert curl("-u", "me:secret", f"{url}healthz").stdout == "OK\n"
     server.stop()
