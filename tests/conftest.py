@@ -2,7 +2,8 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import settings
 from twisted.internet.interfaces import IStreamServerEndpointStringParser
 from twisted.plugin import getPlugins
 
+from hello_listen import _inherited
 from output import Output
 
 # A shell starts what it puts in the background with signals ignored, as nohup does, which what we
@@ -41,6 +43,28 @@ def tlsEndpoints() -> None:
     parsers = getPlugins(IStreamServerEndpointStringParser)
     if "tls" not in [parser.prefix for parser in parsers]:
         pytest.skip("tls: endpoints came with Twisted 26.4")
+
+
+@pytest.fixture
+def passOn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..., None]]:
+    """Pass descriptors on to this process with its environment, as systemd does at the start."""
+    descriptors = range(200, 210)
+    environment = tmp_path / "environ"
+    monkeypatch.setattr(_inherited, "ENVIRONMENT", environment)
+    monkeypatch.setattr(_inherited, "START", descriptors[0])
+
+    def passAll(*passed: int, names: str | None = None, **variables: object) -> None:
+        for number, descriptor in zip(descriptors, passed, strict=False):
+            os.dup2(descriptor, number)
+        known = {"LISTEN_PID": os.getpid(), "LISTEN_FDS": len(passed), **variables}
+        if names is not None:
+            known["LISTEN_FDNAMES"] = names
+        environment.write_text("".join(f"{key}={value}\0" for key, value in known.items()))
+
+    yield passAll
+    for descriptor in descriptors:
+        with suppress(OSError):
+            os.close(descriptor)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.stdio import PipeAddress
 from twisted.internet.testing import MemoryReactorClock, StringTransport
-from twisted.python.systemd import ListenFDs
 from zope.interface.verify import verifyObject
 
 from hello_listen import HelloEndpoint, HelloFactory
@@ -46,8 +44,13 @@ from hello_listen.proxied import ProxiedFactory
         ("haproxy", "Unknown endpoint type: ''"),
         ("haproxy:foo:1", "Unknown endpoint type: 'foo'"),
         ("haproxy:HAProxy:tcp:1", "one PROXY header is expected, not two"),
-        ("systemd:INET", "Specify exactly one of descriptor index or name"),
+        ("systemd", "missing: 'domain'"),
+        ("systemd:INET", "either index= or name= is needed"),
+        ("systemd:INET:index=0:name=a", "either index= or name= is needed"),
         ("systemd:INET:index=x", "not a number: 'x'"),
+        ("systemd:INET:inde=0", "no such argument: 'inde'"),
+        ("systemd:INET:0:a:b", "too many arguments"),
+        ("systemd:NET:index=0", "no such domain: 'NET'"),
     ],
 )
 def test_descriptions_that_cannot_be_understood(description: str, reason: str) -> None:
@@ -179,54 +182,6 @@ def test_other_factories() -> None:
     assert reactor.tcpServers[0][1] is factory
     with pytest.raises(TypeError, match="'haproxy:tcp:1' needs a HelloFactory"):
         HelloEndpoint(reactor, "haproxy:tcp:1").listen(factory)
-
-
-@pytest.mark.unix
-@pytest.mark.parametrize("domain", ["INET", "INET6", "UNIX"])
-@pytest.mark.parametrize("family", ["INET", "UNIX"])
-def test_inherited(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, family: str, domain: str
-) -> None:
-    """A socket from systemd is served as what it is, and can be served again."""
-    with socket.socket(getattr(socket, f"AF_{family}")) as owned:
-        owned.bind(("127.0.0.1", 0) if family == "INET" else str(tmp_path / "s"))
-        owned.listen()
-        monkeypatch.setattr(ListenFDs, "inheritedDescriptors", lambda self: [owned.fileno()])
-        reactor = MemoryReactorClock()
-        endpoint = HelloEndpoint(reactor, f"systemd:{domain}:index=0")
-        for _ in range(2):
-            ports: list[Any] = []
-            endpoint.listen(HelloFactory()).addCallback(ports.append)
-            [port] = ports
-            assert isinstance(port, HelloPort)
-            assert reactor.getReaders() == [port]
-            stopped = port.stopListening()
-            assert not reactor.getReaders()
-            reactor.pump([0, 0])
-            assert stopped.called
-
-
-@pytest.mark.unix
-def test_inherited_for_a_factory_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody is served, the reason is raised, and the socket stays as it was."""
-
-    class Failing(HelloFactory):
-        def startFactory(self) -> None:
-            raise OSError(2, "No such file or directory")
-
-    with socket.create_server(("127.0.0.1", 0)) as owned:
-        monkeypatch.setattr(ListenFDs, "inheritedDescriptors", lambda self: [owned.fileno()])
-        reactor = MemoryReactorClock()
-        failures: list[Any] = []
-        endpoint = HelloEndpoint(reactor, "systemd:INET:index=0")
-        endpoint.listen(Failing()).addErrback(failures.append)
-        reactor.pump([0, 0])
-        assert failures[0].getErrorMessage() == (
-            "No such file or directory: 'systemd:INET:index=0'"
-        )
-        assert not reactor.getReaders()
-        with socket.create_connection(owned.getsockname()):
-            owned.accept()[0].close()
 
 
 def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:

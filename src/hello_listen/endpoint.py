@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from twisted.internet import tcp
-from twisted.internet.defer import CancelledError, Deferred, succeed
-from twisted.internet.endpoints import AdoptedStreamServerEndpoint, serverFromString
+from twisted.internet.defer import CancelledError, Deferred, gatherResults, succeed
+from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IAddress, IListeningPort, IStreamServerEndpoint
 from twisted.internet.protocol import Factory
 from twisted.python.lockfile import FilesystemLock
 from zope.interface import implementer
 
+from hello_listen._inherited import InheritedSockets
 from hello_listen.accepting import HelloPort
 from hello_listen.connection import printable
 from hello_listen.protocol import HelloFactory
@@ -56,6 +57,7 @@ class HelloEndpoint:
     dropped when descriptors run out, and those in the queue are served when the port stops.
 
     @ivar description: the description it was made from.
+    @ivar descriptors: the inherited sockets that it serves.
     """
 
     def __init__(self, reactor: Any, description: str) -> None:
@@ -82,10 +84,11 @@ class HelloEndpoint:
             if re.match("(ssl|tls):", inner, re.I):
                 import_module("OpenSSL")
             self._endpoint = _parse(inner, reactor)
+            self.descriptors: list[int] = getattr(self._endpoint, "descriptors", [])
             if re.match("tls:", inner, re.I):
                 _checkCertificates(inner)
         except Exception as error:
-            reason = printable(_parseReason(error, inner)) + _hint(prefix, inner, reactor)
+            reason = printable(_parseReason(error)) + _hint(prefix, inner, reactor)
             raise ValueError(f"{description!r}: {reason}") from error
 
     def listen(self, factory: Any) -> Deferred[Any]:
@@ -108,26 +111,58 @@ class HelloEndpoint:
     async def _listen(self, factory: Any, hello: HelloFactory | None) -> Any:
         """Bind the endpoint, and put a HelloPort in the place of Twisted's port."""
         endpoint, reactor = self._endpoint, self._reactor
-        port: Any = None
+        ports: list[Any] = []
         try:
-            if isinstance(endpoint, AdoptedStreamServerEndpoint):
-                # A description may be mistaken about the family. The socket stays, for a restart.
-                port = HelloPort(endpoint.fileno, factory, hello, reactor)
-            else:
+            for descriptor in self.descriptors:
+                if descriptor in [reader.fileno() for reader in reactor.getReaders()]:
+                    raise ValueError("another endpoint serves this socket")
+                ports.append(HelloPort(descriptor, factory, hello, reactor))
+            if not ports:
                 port = await endpoint.listen(factory)
                 if not IListeningPort.providedBy(port):
                     return _StandardIOPort(port, factory)
                 if not isinstance(port, tcp.Port):
                     return port
-                port = HelloPort(port.fileno(), port.factory, hello, reactor, port)
-            port.startListening()
+                ports = [port]
+                ports = [HelloPort(port.fileno(), port.factory, hello, reactor, port)]
+            for port in ports:
+                port.startListening()
         except CancelledError:
             raise
         except Exception as error:
-            if port is not None:
+            for port in ports:
                 port.stopListening()
             raise ListenError(None, self.description, _listenReason(error)) from error
-        return port
+        return ports[0] if len(ports) == 1 else SeveralPorts(ports)
+
+
+@implementer(IListeningPort)
+class SeveralPorts:
+    """
+    The ports of one endpoint that has several sockets.
+
+    @ivar ports: the ports.
+    """
+
+    def __init__(self, ports: list[Any]) -> None:
+        """
+        Hold ports that listen.
+
+        @param ports: the ports.
+        """
+        self.ports = ports
+
+    def startListening(self) -> None:
+        """Do nothing: each port listens."""
+
+    def getHost(self) -> IAddress:
+        """Return the address of the first socket."""
+        host: IAddress = self.ports[0].getHost()
+        return host
+
+    def stopListening(self) -> Deferred[Any]:
+        """Stop each port."""
+        return gatherResults(port.stopListening() for port in self.ports)
 
 
 @implementer(IListeningPort)
@@ -157,6 +192,9 @@ class _StandardIOPort:
 def _parse(description: str, reactor: Any) -> Any:
     """Return an endpoint, with the longest accept queue unless the description gives a length."""
     kind, colon, arguments = description.partition(":")
+    if kind == "systemd":
+        positional, named = _arguments(description)
+        return InheritedSockets(*positional[1:], **named)
     if kind.lower() in ("tcp", "tcp6", "unix", "ssl", "tls"):
         # Twisted keeps the last of repeated keywords, so the user's backlog= wins.
         with suppress(Exception):
@@ -164,11 +202,22 @@ def _parse(description: str, reactor: Any) -> Any:
     return serverFromString(reactor, description)
 
 
+def _arguments(text: str) -> tuple[list[str], dict[str, str]]:
+    """Return the positional and the named arguments of a description, without their escapes."""
+    positional, named = list[str](), dict[str, str]()
+    for argument in re.split(r"(?<!\\):", text):
+        name, equals, value = argument.partition("=")
+        if equals and name.isidentifier():
+            named[name] = re.sub(r"\\(.)", r"\1", value)
+        else:
+            positional.append(re.sub(r"\\(.)", r"\1", argument))
+    return positional, named
+
+
 def _checkCertificates(description: str) -> None:
     """Raise a L{ValueError} unless a C{tls:} endpoint has a certificate to show."""
-    arguments = re.split(r"(?<!\\):", description)[1:]
-    named = next(each for each in arguments if re.match(r"path=|(?!\w+=)", each))
-    path = Path(re.sub(r"\\(.)", r"\1", named.removeprefix("path=")))
+    positional, named = _arguments(description)
+    path = Path(named.get("path") or positional[1])
     files = path.rglob("*.pem") if path.is_dir() else [path]
     if not any(b"-----BEGIN CERTIFICATE" in file.read_bytes() for file in files):
         raise ValueError(f"no certificate in any .pem file: {str(path)!r}")
@@ -187,10 +236,8 @@ _WORDS = (
 )
 
 
-def _parseReason(error: Exception, description: str) -> str:
+def _parseReason(error: Exception) -> str:
     """Return in words why a description cannot be parsed."""
-    if isinstance(error, LookupError) and re.match("systemd:", description, re.I):
-        return "no such socket was inherited (systemd passes them, see sd_listen_fds(3))"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename!r}"
     for pattern, words in _WORDS:

@@ -12,7 +12,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from hello_listen.connection import addressText
-from hello_listen.endpoint import HelloEndpoint
+from hello_listen.endpoint import HelloEndpoint, SeveralPorts
 from hello_listen.protocol import HelloFactory
 
 _log = Logger(namespace="hello_listen")
@@ -57,15 +57,20 @@ class HelloService(Service):
         ]
         self.released: Deferred[Any] = succeed(None)
         self._attempts: list[Deferred[Any]] | None = None
-        self._ports: dict[int, Any] = {}
+        self._ports: dict[int, list[Any]] = {}
 
     @property
     def listening(self) -> list[tuple[str, IAddress | None]]:
-        """Each endpoint's description, and the address that it is bound to, or L{None}."""
+        """
+        Each endpoint's description, and the address that it is bound to, or L{None}.
+
+        An endpoint that has several sockets is there once for each.
+        """
         return [
-            (_describe(each), self._ports[number].getHost() if number in self._ports else None)
+            (_describe(each), _addressOf(port))
             for number, (each, factory) in enumerate(self._endpoints)
             if factory is self.factory
+            for port in self._ports.get(number, [None])
         ]
 
     def serveStatus(self, endpoint: IStreamServerEndpoint, factory: Any) -> None:
@@ -132,9 +137,10 @@ class HelloService(Service):
         """Listen on one endpoint, and tell where that is."""
         endpoint, factory = self._endpoints[number]
         port: Any = await endpoint.listen(factory)
-        self._ports[number] = port
+        self._ports[number] = port.ports if isinstance(port, SeveralPorts) else [port]
         what = "Listening" if factory is self.factory else "Status"
-        _log.info("{what} on {address}", what=what, address=addressText(port.getHost()))
+        for each in self._ports[number]:
+            _log.info("{what} on {address}", what=what, address=addressText(each.getHost()))
 
     def _failsLater(self, _: object, failures: list[Failure]) -> None:
         """Tell why an attempt failed after the start, unless the service stopped meanwhile."""
@@ -143,20 +149,21 @@ class HelloService(Service):
             if not isinstance(error, CancelledError):
                 self.listenFailed(error)
 
-    def _giveUp(self) -> dict[int, Any]:
+    def _giveUp(self) -> dict[int, list[Any]]:
         """Cancel what is still on its way, and return the ports there are."""
         for attempt in self._attempts or []:
             attempt.cancel()
         ports, self._ports = self._ports, {}
         return ports
 
-    def _release(self, ports: dict[int, Any]) -> Deferred[Any]:
+    def _release(self, ports: dict[int, list[Any]]) -> Deferred[Any]:
         """Stop listening on ports."""
         stopping = [
             maybeDeferred(port.stopListening).addErrback(
                 _logNotReleased, self._endpoints[number][0]
             )
-            for number, port in ports.items()
+            for number, several in ports.items()
+            for port in several
         ]
         return gatherResults(stopping)
 
@@ -178,6 +185,14 @@ class HelloService(Service):
 def _describe(endpoint: IStreamServerEndpoint) -> str:
     """Return the description that an endpoint was made from, or what it says of itself."""
     return str(getattr(endpoint, "description", endpoint))
+
+
+def _addressOf(port: Any) -> IAddress | None:
+    """Return the address of a port that listens, which one that the reactor closed does not."""
+    if port is None or getattr(port, "disconnected", False):
+        return None
+    address: IAddress = port.getHost()
+    return address
 
 
 def _logNotReleased(failure: Failure, endpoint: IStreamServerEndpoint) -> None:

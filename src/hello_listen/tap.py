@@ -14,6 +14,7 @@ from twisted.python.usage import Options as UsageOptions
 from twisted.python.usage import UsageError
 
 import hello_listen
+from hello_listen._inherited import warnOfUnserved
 from hello_listen.connection_log import ConnectionLog
 from hello_listen.endpoint import PROXIED, HelloEndpoint
 from hello_listen.process import PluginService
@@ -152,4 +153,6 @@ def makeService(options: Options, reactor: Any = None) -> IService:
         service.factory.observers += (tally,)
         resource = StatusResource(tally, service, log, options["status-hosts"])
         service.serveStatus(options["status"], StatusSite(resource, service.reactor))
+    endpoints = [*options["endpoints"], *filter(None, [options["status"]])]
+    warnOfUnserved([number for endpoint in endpoints for number in endpoint.descriptors])
     return service

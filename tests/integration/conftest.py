@@ -79,12 +79,16 @@ def nginx(start: Start, tmp_path: Path) -> Start:
 
 @pytest.fixture
 def inherit(start: Start) -> Start:
-    """Start C{twistd -n hello-listen} with a socket that it inherits, and arguments."""
+    """Start C{twistd -n hello-listen} with sockets that it inherits, and arguments."""
 
-    def startHeir(listener: socket.socket, *arguments: object) -> Process:
+    def startHeir(
+        inherited: socket.socket | list[socket.socket], *arguments: object, names: str = "hello"
+    ) -> Process:
+        passed = inherited if isinstance(inherited, list) else [inherited]
+        descriptors = [each.fileno() for each in passed]
         return start(
-            "python", "-c", INHERIT, listener.fileno(), SCRIPTS / "twistd", "-n", "--pidfile=",
-            "hello-listen", *arguments, pass_fds=[listener.fileno()],
+            "python", "-c", INHERIT, ":".join(map(str, descriptors)), names, SCRIPTS / "twistd",
+            "-n", "--pidfile=", "hello-listen", *arguments, pass_fds=descriptors,
         )  # fmt: skip
 
     return startHeir

@@ -36,12 +36,16 @@ LOOPBACK = "tcp:0:interface=127.0.0.1"
 REFUSALS = errno.ECONNREFUSED, errno.ENOENT
 """What who comes after the end is told."""
 
-INHERIT = (
-    "import os, sys; fd = int(sys.argv[1]); os.dup2(fd, 3); os.set_inheritable(3, True); "
-    "os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='1', LISTEN_FDNAMES='hello'); "
-    "os.execv(sys.argv[2], sys.argv[2:])"
-)
-"""Becomes another program, which inherits a socket as systemd passes it (sd_listen_fds(3))."""
+INHERIT = """
+import fcntl, os, sys
+passed = [fcntl.fcntl(int(each), fcntl.F_DUPFD_CLOEXEC, 100) for each in sys.argv[1].split(":")]
+for number, descriptor in enumerate(passed, 3):
+    os.dup2(descriptor, number)
+names = sys.argv[2]
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(len(passed)), LISTEN_FDNAMES=names)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+"""Becomes another program, which inherits sockets as systemd passes them (sd_listen_fds(3))."""
 
 
 STREAMS = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}

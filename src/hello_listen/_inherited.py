@@ -1,0 +1,130 @@
+"""Sockets that were passed to this process at its start, as systemd does: sd_listen_fds(3)."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import socket
+from collections.abc import Collection
+from contextlib import suppress
+from pathlib import Path
+
+from twisted.internet.endpoints import quoteStringArgument
+from twisted.logger import Logger
+
+from hello_listen.accepting import _address
+from hello_listen.connection import addressText
+
+START = 3
+"""The first descriptor that is passed (SD_LISTEN_FDS_START)."""
+
+ENVIRONMENT = "/proc/self/environ"
+"""The environment that the process started with: Twisted takes LISTEN_FDS out of os.environ."""
+
+_log = Logger(namespace="hello_listen")
+
+
+class InheritedSockets:
+    """
+    The sockets that a C{systemd:} description means.
+
+    @ivar descriptors: their descriptors.
+    """
+
+    def __init__(self, domain: str, index: str | None = None, name: str | None = None) -> None:
+        """
+        Find them. All sockets of one systemd unit have the same name.
+
+        @param domain: an address family without C{AF_}; sockets of another are served, too.
+        @param index: the position of one socket, from 0.
+        @param name: the name of one or several sockets.
+
+        @raise AttributeError: there is no such domain.
+        @raise ValueError: there is no such socket, or it cannot be served.
+        """
+        getattr(socket, f"AF_{domain}")
+        if (index is None) == (name is None):
+            raise ValueError("either index= or name= is needed")
+        number = None if index is None else int(index)
+        names = _names()
+        passed = dict(enumerate(names, START))
+        self.descriptors = [
+            descriptor
+            for descriptor, known in passed.items()
+            if known == name or descriptor - START == number
+        ]
+        if not self.descriptors:
+            others = ", ".join(map(repr, dict.fromkeys(names)))
+            hint = f", only {others}" if others else " (systemd passes them, see sd_listen_fds(3))"
+            raise ValueError(f"no such socket was inherited{hint}")
+        for descriptor in self.descriptors:
+            _check(descriptor)
+
+
+def warnOfUnserved(served: Collection[int]) -> None:
+    """
+    Log a warning for each listening socket that was passed and that no endpoint serves.
+
+    @param served: the descriptors that are served.
+    """
+    with suppress(ValueError):
+        for descriptor, name in enumerate(_names(), START):
+            if descriptor not in served:
+                with suppress(ValueError):
+                    domain, address = _check(descriptor)
+                    endpoint = f"systemd:domain={domain}:name={quoteStringArgument(name)}"
+                    _log.warn(
+                        "Inherited but not served: {address}; serve it with -e {endpoint}",
+                        address=address,
+                        endpoint=shlex.quote(endpoint),
+                    )
+
+
+def _names() -> list[str]:
+    """
+    Return the names of the descriptors from L{START} on, as sd_listen_fds_with_names(3) does.
+
+    @raise ValueError: the environment is inconsistent.
+    """
+    try:
+        environment = os.fsdecode(Path(ENVIRONMENT).read_bytes())
+    except OSError:
+        return []
+    variables = dict(re.findall(r"([^=\0]+)=([^\0]*)", environment))
+    if variables.get("LISTEN_PID") != str(os.getpid()):
+        return []
+    count = int(variables.get("LISTEN_FDS", "0"))
+    given = variables.get("LISTEN_FDNAMES")
+    names = ["unknown"] * count if given is None else given.split(":")
+    if len(names) != count:
+        raise ValueError(f"LISTEN_FDS and LISTEN_FDNAMES disagree: {count} and {len(names)}")
+    return names
+
+
+def _check(descriptor: int) -> tuple[str, str]:
+    """
+    Return the domain and the address of a TCP or UNIX socket that listens.
+
+    @raise ValueError: the descriptor is something else, and the message says what.
+    """
+    try:
+        found = socket.socket(fileno=descriptor)
+    except OSError as error:
+        raise ValueError(f"descriptor {descriptor} is not a socket ({error.strerror})") from error
+    family, kind = (str(getattr(each, "name", each)) for each in (found.family, found.type))
+    try:
+        if found.family not in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX):
+            problem = f"an {family} socket, not TCP or UNIX"
+        elif found.type != socket.SOCK_STREAM:
+            problem = f"a {kind} socket: use ListenStream= in the socket unit"
+        elif found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            return family.removeprefix("AF_"), addressText(_address(found.getsockname()))
+        else:
+            problem = "a socket that does not listen"
+            with suppress(OSError):
+                found.getpeername()
+                problem = "a connection: use Accept=no in the socket unit"
+        raise ValueError(f"descriptor {descriptor} is {problem}")
+    finally:
+        found.detach()

@@ -1,0 +1,157 @@
+"""Sockets from systemd: all of one name are served, and mistakes in a unit are told."""
+
+from __future__ import annotations
+
+import json
+import socket
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from processes import (
+    SCRIPTS,
+    Start,
+    addressOf,
+    familyOf,
+    freePort,
+    run,
+    slow,
+    tool,
+    until,
+    untilEnd,
+)
+
+pytestmark = pytest.mark.unix
+
+
+def ask(folder: Path, path: str) -> str:
+    """Return what the status on a UNIX socket says."""
+    return run(tool("curl"), "-s", "--unix-socket", folder / "st", f"http://localhost{path}").stdout
+
+
+@pytest.mark.parametrize("prefix", ["", "haproxy:"])
+def test_a_unit_with_several_sockets(start: Start, tmp_path: Path, prefix: str) -> None:
+    """Every socket of a name is served, recorded with its own address, and shown."""
+    ports = [freePort(), freePort()]
+    endpoint = f"{prefix}systemd:domain=INET:name=hello"
+    server = start(
+        "systemd-socket-activate", *(f"--listen=127.0.0.1:{port}" for port in ports),
+        f"--listen={tmp_path}/s", "--fdname=hello:hello:hello", SCRIPTS / "twistd", "-n",
+        "--pidfile=", "hello-listen", "-e", endpoint, "--status", "unix:st",
+    )  # fmt: skip
+    server.expect("Listening on .*/s")
+    clients = []
+    for address in [*(("127.0.0.1", port) for port in ports), f"{tmp_path}/s"]:
+        with socket.socket(familyOf(address)) as client:
+            client.connect(address)
+            clients.append(client.getsockname())
+            if prefix:
+                client.sendall(b"PROXY TCP4 192.0.2.7 192.0.2.1 1 2\r\n")
+            assert client.recv(1) == b""
+    names = [f"127.0.0.1:{port}" for _, port in clients[:2]] + ["unix:"]
+    expected = [f"192.0.2.7:1 -> 192.0.2.1:2 via {name}" for name in names]
+    listening = [f"127.0.0.1:{port}" for port in ports] + [f"unix:{tmp_path}/s"]
+    if not prefix:
+        expected = [f"{name} -> {server}" for name, server in zip(names, listening, strict=True)]
+    assert server.connections(3) == expected
+    told = [line.partition("] Listening on ")[2] for line in server.lines]
+    assert list(filter(None, told)) == listening
+    assert ask(tmp_path, "/healthz") == "OK\n"
+    known = json.loads(ask(tmp_path, "/status.json"))["endpoints"]
+    assert known == [{"endpoint": endpoint, "address": address} for address in listening]
+    page, metrics = ask(tmp_path, "/"), ask(tmp_path, "/metrics")
+    for address in listening:
+        assert f"on {address}" in page
+        assert f'server="{address}"' in metrics
+    output = server.stop()
+    assert "Stopped. Connections: 3" in output
+    assert "Traceback" not in output
+
+
+def test_sockets_without_names(start: Start, tmp_path: Path) -> None:
+    """A socket that was passed without a name is found by its index."""
+    server = start(
+        "systemd-socket-activate", f"--listen={tmp_path}/s", SCRIPTS / "twistd", "-n",
+        "--pidfile=", "hello-listen", "-e", "systemd:UNIX:index=0",
+    )  # fmt: skip
+    server.expect("Listening on .*/s")
+    untilEnd(f"{tmp_path}/s")
+    assert server.connections(1) == [f"unix: -> unix:{tmp_path}/s"]
+    assert "Traceback" not in server.stop()
+
+
+def test_a_status_with_several_sockets(inherit: Start) -> None:
+    """The status is served on each socket of a name as well."""
+    with ExitStack() as stack:
+        listeners = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
+        ports = [listener.getsockname()[1] for listener in listeners]
+        server = inherit(
+            listeners, "-e", "systemd:INET:name=hello", "--status", "systemd:INET:name=status",
+            names="status:hello:status",
+        )  # fmt: skip
+        assert addressOf(server)[1] == ports[1]
+        assert [line.rpartition(":")[2] for line in server.lines if "Status on" in line] == [
+            str(ports[0]), str(ports[2]),
+        ]  # fmt: skip
+        for port in (ports[0], ports[2]):
+            assert run(tool("curl"), "-s", f"http://127.0.0.1:{port}/healthz").stdout == "OK\n"
+        assert "Traceback" not in server.stop()
+
+
+def test_a_socket_that_another_process_closes(inherit: Start, tmp_path: Path) -> None:
+    """A socket that listens no more is told as such, and the other is served on."""
+    endpoint = "systemd:INET:name=hello"
+    with ExitStack() as stack:
+        listeners = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)]
+        server = inherit(listeners, "-e", endpoint, "--status", "unix:st", names="hello:hello")
+        assert [addressOf(server), addressOf(server)] == [each.getsockname() for each in listeners]
+        assert ask(tmp_path, "/healthz") == "OK\n"
+        listeners[0].shutdown(socket.SHUT_RDWR)
+        until(lambda: ask(tmp_path, "/healthz") == f"Not listening: {endpoint}\n")
+        address = f"127.0.0.1:{listeners[1].getsockname()[1]}"
+        assert json.loads(ask(tmp_path, "/status.json"))["endpoints"] == [
+            {"endpoint": endpoint, "address": None},
+            {"endpoint": endpoint, "address": address},
+        ]
+        untilEnd(listeners[1].getsockname())
+        server.connections(1)
+        output = server.stop()
+    assert "Stopped. Connections: 1" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--datagram"], "is a SOCK_DGRAM socket: use ListenStream= in the socket unit"),
+        slow(["--seqpacket"], "is a SOCK_SEQPACKET socket: use ListenStream= in the socket unit"),
+        (["--accept"], "is a connection: use Accept=no in the socket unit"),
+    ],
+)
+def test_mistakes_in_a_unit(start: Start, tmp_path: Path, options: list[str], reason: str) -> None:
+    """What cannot be served is refused with one line."""
+    server = start(
+        "systemd-socket-activate", *options, f"--listen={tmp_path}/s", "--fdname=hello",
+        SCRIPTS / "twistd", "-n", "--pidfile=", "hello-listen", "-e", "systemd:UNIX:index=0",
+    )  # fmt: skip
+    server.expect("Listening on .*/s")
+    kind = {"--datagram": socket.SOCK_DGRAM, "--seqpacket": socket.SOCK_SEQPACKET}
+    with socket.socket(socket.AF_UNIX, kind.get(options[0], socket.SOCK_STREAM)) as client:
+        client.connect(f"{tmp_path}/s")
+        client.send(b"x")
+        server.expect(f"^hello-listen: 'systemd:UNIX:index=0': descriptor 3 {reason}$")
+    server.end()
+    assert "Traceback" not in "\n".join(server.lines)
+
+
+def test_a_socket_that_no_endpoint_serves(inherit: Start) -> None:
+    """The log warns of it, once, and says how to serve it."""
+    with ExitStack() as stack:
+        listeners = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)]
+        port = listeners[1].getsockname()[1]
+        server = inherit(listeners, "-e", "systemd:INET:name=web", names="web:mail")
+        assert addressOf(server) == listeners[0].getsockname()
+        output = server.stop()
+    assert output.count("Inherited but not served: ") == 1
+    assert f"127.0.0.1:{port}; serve it with -e systemd:domain=INET:name=mail" in output
