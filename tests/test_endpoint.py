@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from twisted.application.internet import StreamServerEndpointService
+from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.endpoints import StandardIOEndpoint
 from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
@@ -20,7 +21,7 @@ from zope.interface.verify import verifyObject
 from hello_listen import HelloEndpoint, HelloFactory
 from hello_listen.accepting import HelloPort
 from hello_listen.endpoint import BACKLOG, _checkCertificates
-from hello_listen.proxied import ProxiedFactory
+from hello_listen.proxied import ProxiedFactory, ProxiedProtocol
 
 
 @pytest.mark.parametrize(
@@ -170,6 +171,28 @@ def test_behind_a_proxy(description: str) -> None:
     [(_, serving, _, _)] = reactor.tcpServers
     assert isinstance(serving, ProxiedFactory)
     assert serving.hello is factory
+
+
+def test_trusted_proxies() -> None:
+    """They are of a proxied endpoint only, and have to be networks; an empty list trusts nobody."""
+    reactor = MemoryReactorClock()
+    for networks, trusted in (
+        (None, True),
+        (["10.0.0.0/8"], True),
+        (["10.0.0.3"], False),
+        ([], False),
+    ):
+        HelloEndpoint(reactor, "haproxy:tcp:1", networks).listen(HelloFactory())
+        _, serving, _, _ = reactor.tcpServers[-1]
+        protocol = serving.buildProtocol(IPv4Address("TCP", "10.0.0.2", 1))
+        assert isinstance(protocol, ProxiedProtocol) == trusted
+    for description, networks, reason in (
+        ("tcp:1", ["10.0.0.2"], "only an endpoint with haproxy: has trusted proxies"),
+        ("tcp:1", [], "only an endpoint with haproxy: has trusted proxies"),
+        ("haproxy:tcp:1", ["10.0.0.2/8"], "not a network: '10.0.0.2/8'; did you mean"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(f"{description!r}: {reason}")):
+            HelloEndpoint(reactor, description, networks)
 
 
 def test_other_factories() -> None:

@@ -17,15 +17,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from proxyprotocol.detect import ProxyProtocolDetect
 from proxyprotocol.result import is_ipv4, is_ipv6
-from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
-from twisted.internet.interfaces import ISSLTransport
-from twisted.internet.protocol import FileWrapper
+from twisted.internet.address import HostnameAddress, IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.error import ConnectionLost
+from twisted.internet.interfaces import IAddress, ISSLTransport
+from twisted.internet.protocol import FileWrapper, Protocol
+from twisted.internet.stdio import PipeAddress
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
+from twisted.python.failure import Failure
 from zope.interface import directlyProvides
 
 from hello_listen import Connection, HelloFactory
-from hello_listen.connection import NO_EXTENSIONS, Extensions
+from hello_listen.connection import NO_EXTENSIONS, Extensions, unmapped
+from hello_listen.networks import Networks
 from hello_listen.proxied import TIMEOUT, ProxiedFactory, ProxiedProtocol
 from hello_listen.proxy_header import MAX_TEXT, HeaderError, crc32c, parse
 
@@ -81,17 +85,19 @@ def unix(source: bytes, dest: bytes, family: int = 0x31) -> bytes:
 class Server:
     """A proxied factory with a clock, and what it has reported."""
 
-    def __init__(self) -> None:
+    def __init__(self, *trusted: str) -> None:
         """Start with nothing."""
         self.clock = Clock()
         self.seen: list[Connection] = []
-        self.factory = ProxiedFactory(HelloFactory(self.seen.append), self.clock)
+        self.factory = ProxiedFactory(
+            HelloFactory(self.seen.append), self.clock, Networks(trusted) if trusted else None
+        )
 
-    def connect(self) -> tuple[ProxiedProtocol, StringTransport]:
+    def connect(self, peer: IAddress = PROXY) -> tuple[Protocol, StringTransport]:
         """Connect a proxy."""
-        protocol = self.factory.buildProtocol(PROXY)
-        assert isinstance(protocol, ProxiedProtocol)
-        transport = StringTransport(hostAddress=HOST, peerAddress=PROXY)
+        protocol = self.factory.buildProtocol(peer)
+        assert isinstance(protocol, Protocol)
+        transport = StringTransport(hostAddress=HOST, peerAddress=peer)
         protocol.makeConnection(transport)
         return protocol, transport
 
@@ -415,6 +421,62 @@ def test_hang_up_halfway(data: bytes) -> None:
 def test_silent(data: bytes) -> None:
     """A connection is silent if nothing was received, whatever becomes of it."""
     assert receive(data).silent == (not data)
+
+
+@pytest.mark.parametrize(
+    "peer",
+    [
+        IPv4Address("TCP", "10.0.0.2", 1),
+        IPv6Address("TCP", "::ffff:10.0.0.2", 1),
+        IPv6Address("TCP", "::ffff:192.0.2.7", 1),
+        IPv6Address("TCP", "fe80::1%eth0", 1),
+        UNIXAddress(None),
+        UNIXAddress(b"/run/proxy"),
+        PipeAddress(),
+    ],
+)
+def test_trusted(peer: IAddress) -> None:
+    """A proxy that is trusted names the client; so does whoever may connect to a UNIX socket."""
+    server = Server("10.0.0.0/8", "::ffff:192.0.2.7", "fe80::%eth0/64")
+    protocol, transport = server.connect(peer)
+    assert not server.seen
+    protocol.dataReceived(NAMED[0][0])
+    assert transport.disconnecting
+    [connection] = server.seen
+    assert (connection.clientAddress, connection.proxy) == ("192.0.2.7", unmapped(peer))
+
+
+@pytest.mark.parametrize("header", [b"", NAMED[0][0], b"PROXY", b"GET / HTTP/1.0"])
+@pytest.mark.parametrize(
+    "peer",
+    [
+        IPv4Address("TCP", "11.0.0.2", 1),
+        IPv6Address("TCP", "::ffff:192.0.2.8", 1),
+        IPv6Address("TCP", "::10.0.0.2", 1),
+        IPv6Address("TCP", "fe80::1%eth1", 1),
+        HostnameAddress(b"10.0.0.2", 1),
+    ],
+)
+def test_untrusted(peer: IAddress, header: bytes) -> None:
+    """Anybody else is recorded as itself, at once and once, whatever comes."""
+    server = Server("10.0.0.0/8", "::ffff:192.0.2.7", "fe80::%eth0/64")
+    protocol, transport = server.connect(peer)
+    assert transport.disconnecting
+    [connection] = server.seen
+    assert (connection.client, connection.server) == (unmapped(peer), HOST)
+    assert (connection.proxy, connection.error) == (None, "proxy_not_trusted")
+    assert connection.silent
+    protocol.dataReceived(header)
+    protocol.connectionLost(Failure(ConnectionLost()))
+    assert len(server.seen) == 1
+    assert not server.factory.hello.waiting
+    assert not server.clock.getDelayedCalls()
+
+
+def test_nobody_is_trusted() -> None:
+    """An empty list of proxies is not the same as none."""
+    factory = ProxiedFactory(HelloFactory(), Clock(), Networks([]))
+    assert not isinstance(factory.buildProtocol(PROXY), ProxiedProtocol)
 
 
 def test_stop() -> None:

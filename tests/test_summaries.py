@@ -117,11 +117,12 @@ def test_networks() -> None:
 
 
 def test_probes() -> None:
-    """A listed health check that sends nothing is no news; all else that is wrong is."""
+    """A listed health check of which nothing was read is no news; all else that is wrong is."""
     fed = Fed(None, "10.0.0.0/8")
     probe, other = v4("10.0.0.1"), v4("192.0.2.7")
     fed.feed(probe, 2)
     fed.feed(probe, 3, error="proxy_header_incomplete", silent=True)
+    fed.feed(probe, 4, error="proxy_not_trusted", silent=True)
     fed.feed(probe, error="proxy_header_incomplete")
     fed.feed(probe, error="proxy_header_timeout", silent=True)
     fed.feed(other, error="proxy_header_incomplete", silent=True)
@@ -130,6 +131,7 @@ def test_probes() -> None:
     assert fed.got == [
         Summary(2, 0, 0, "10.0.0.1", "tcp", "ipv4"),
         Summary(3, 0, 0, "10.0.0.1", "tcp", "ipv4", "proxy_header_incomplete"),
+        Summary(4, 0, 0, "10.0.0.1", "tcp", "ipv4", "proxy_not_trusted"),
     ]
 
 

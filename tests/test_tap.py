@@ -30,6 +30,7 @@ from zope.interface import implementer
 import hello_listen
 from disks import Disk
 from hello_listen import ConnectionLog, HelloFactory, ListenError, logConnection, tap
+from hello_listen.proxied import ProxiedProtocol
 from hello_listen.tap import Options, PluginService, makeService
 from reactors import FakeReactor
 
@@ -122,6 +123,25 @@ def test_several_endpoints_share_a_factory() -> None:
     assert reactor.tcpServers[0][1] is reactor.tcpServers[1][1]
 
 
+def test_trusted_proxies() -> None:
+    """They are of all endpoints with haproxy:, wherever on the command line they stand."""
+    reactor = FakeReactor()
+    options = parse(
+        *("--trusted-proxy", "10.0.0.2", "-e", "haproxy:tcp:1", "-e", "tcp:2"),
+        *("-e", "HAProxy:tcp:3", "--trusted-proxy", "10.0.0.3"),
+        reactor=reactor,
+    )
+    makeService(options, reactor).startService()
+    factories = [server[1] for server in reactor.tcpServers]
+    assert isinstance(factories.pop(1), HelloFactory)
+    for factory in factories:
+        believed = [
+            isinstance(factory.buildProtocol(IPv4Address("TCP", host, 1)), ProxiedProtocol)
+            for host in ("10.0.0.2", "10.0.0.3", "10.0.0.4")
+        ]
+        assert believed == [True, True, False]
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
@@ -143,6 +163,12 @@ def test_several_endpoints_share_a_factory() -> None:
         (
             ["--summarize", "192.0.2.7,70000"],
             "not a port from 1 to 65535: '70000' in '192.0.2.7,70000'",
+        ),
+        (["--trusted-proxy", "10.0.0.256"], "not a network: '10.0.0.256'"),
+        (["--trusted-proxy", "10.0.0.2"], "--trusted-proxy needs an endpoint with haproxy:"),
+        (
+            ["--trusted-proxy", "10.0.0.2", "-e", "tcp:1"],
+            "--trusted-proxy needs an endpoint with haproxy:",
         ),
         (["surplus"], "unexpected argument: 'surplus'"),
         (["--bogus"], "option --bogus not recognized"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -20,6 +21,7 @@ from zope.interface import implementer
 from hello_listen._inherited import InheritedSockets
 from hello_listen.accepting import HelloPort
 from hello_listen.connection import printable
+from hello_listen.networks import Networks
 from hello_listen.protocol import HelloFactory
 from hello_listen.proxied import ProxiedFactory
 
@@ -60,13 +62,18 @@ class HelloEndpoint:
     @ivar descriptors: the inherited sockets that it serves.
     """
 
-    def __init__(self, reactor: Any, description: str) -> None:
+    def __init__(
+        self, reactor: Any, description: str, trustedProxies: Iterable[str] | None = None
+    ) -> None:
         """
         Parse a description. Key and certificate files are read here; nothing is bound.
 
         @param reactor: what to listen with.
         @param description: a server endpoint description, as
             L{twisted.internet.endpoints.serverFromString} takes it.
+        @param trustedProxies: with C{haproxy:}, the IP addresses or networks whose PROXY header is
+            believed; another peer is recorded as itself, with an error. By default every peer is
+            believed. Peers of UNIX sockets always are: the socket's mode says who may connect.
 
         @raise ValueError: it cannot be understood; the message quotes it and names the reason.
         """
@@ -77,6 +84,9 @@ class HelloEndpoint:
         prefix = description.removesuffix(inner)
         self._proxied = bool(prefix)
         try:
+            self._trusted = None if trustedProxies is None else Networks(trustedProxies)
+            if self._trusted and not prefix:
+                raise ValueError("only an endpoint with haproxy: has trusted proxies")
             if PROXIED.match(inner):
                 raise ValueError("one PROXY header is expected, not two")
             if re.match("unix:(:|$)", inner):
@@ -105,8 +115,9 @@ class HelloEndpoint:
         hello = factory if isinstance(factory, HelloFactory) else None
         if self._proxied and hello is None:
             raise TypeError(f"{self.description!r} needs a HelloFactory, not {factory!r}")
-        serving = ProxiedFactory(hello, self._reactor) if self._proxied and hello else factory
-        return Deferred.fromCoroutine(self._listen(serving, hello))
+        if self._proxied and hello:
+            factory = ProxiedFactory(hello, self._reactor, self._trusted)
+        return Deferred.fromCoroutine(self._listen(factory, hello))
 
     async def _listen(self, factory: Any, hello: HelloFactory | None) -> Any:
         """Bind the endpoint, and put a HelloPort in the place of Twisted's port."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IAddress, ISSLTransport, ITransport
 from twisted.internet.protocol import Protocol, ServerFactory
+from twisted.internet.stdio import PipeAddress
 from twisted.python.failure import Failure
 
 from hello_listen.connection import NO_EXTENSIONS, Extensions
+from hello_listen.networks import Networks
 from hello_listen.protocol import HelloFactory
 from hello_listen.proxy_header import HeaderError, parse
 
@@ -83,6 +87,21 @@ class ProxiedProtocol(Protocol):
                 transport.loseConnection()
 
 
+class UntrustedProtocol(Protocol):
+    """Report a peer whose PROXY header would not be believed, and drop the connection."""
+
+    factory: ProxiedFactory
+    transport: ITransport
+
+    def connectionMade(self) -> None:
+        """Report the socket's own addresses, and hang up even if that fails."""
+        peer, host = self.transport.getPeer(), self.transport.getHost()
+        try:
+            self.factory.hello.established(peer, host, error="proxy_not_trusted", silent=True)
+        finally:
+            self.transport.loseConnection()
+
+
 class ProxiedFactory(ServerFactory):
     """
     Stands between an endpoint and a L{HelloFactory}.
@@ -94,15 +113,33 @@ class ProxiedFactory(ServerFactory):
     protocol = ProxiedProtocol  # type: ignore[assignment]
     noisy = False
 
-    def __init__(self, hello: HelloFactory, reactor: Any) -> None:
+    def __init__(self, hello: HelloFactory, reactor: Any, trusted: Networks | None = None) -> None:
         """
         Read headers for a factory.
 
         @param hello: what is told of each connection.
         @param reactor: what keeps the time.
+        @param trusted: the proxies whose header is believed; by default everybody's is.
         """
         self.hello = hello
         self.reactor = reactor
+        # ipaddress takes 2 µs for each look.
+        self._isTrusted = lru_cache(maxsize=1000)(trusted.__contains__) if trusted else None
+
+    def buildProtocol(self, addr: IAddress | None) -> Any:
+        """
+        Return what reads the header, or what refuses to.
+
+        @param addr: the peer's address.
+        """
+        # Who may connect to a UNIX socket, or to standard input, is decided elsewhere.
+        if self._isTrusted is None or isinstance(addr, (UNIXAddress, PipeAddress)):
+            return super().buildProtocol(addr)
+        if isinstance(addr, (IPv4Address, IPv6Address)) and self._isTrusted(addr.host):
+            return super().buildProtocol(addr)
+        protocol = UntrustedProtocol()
+        protocol.factory = self
+        return protocol
 
     def startFactory(self) -> None:
         """Start the factory behind."""

@@ -32,8 +32,8 @@ PERIOD = 60.0
 CLIENTS = 10_000
 """How many clients are told apart in a period; those of more share one summary."""
 
-PROBES = ("proxy_header_incomplete",)
-"""Errors that are no news of a listed network whose client sent nothing: TCP health checks."""
+PROBES = ("proxy_header_incomplete", "proxy_not_trusted")
+"""Errors that are no news of a listed network, where not a byte was read: TCP health checks."""
 
 
 @dataclass(slots=True)
@@ -118,8 +118,8 @@ class Summaries:
             none; by default all.
         @param networks: addresses or networks, such as C{192.0.2.0/24}, whose connections are
             only summarized. C{192.0.2.7,7878} stands for connections to the server's port 7878
-            only. Connections with an error are passed on, except health checks that close a
-            connection without a byte where a PROXY header is expected.
+            only. Connections with an error are passed on, unless a PROXY header was expected and
+            not a byte was read: from a health check, or a peer that is not trusted.
         @param reactor: what keeps the time; by default the global reactor.
 
         @raise ValueError: a network cannot be understood.

@@ -17,6 +17,7 @@ import hello_listen
 from hello_listen._inherited import warnOfUnserved
 from hello_listen.connection_log import ConnectionLog
 from hello_listen.endpoint import PROXIED, HelloEndpoint
+from hello_listen.networks import Networks
 from hello_listen.process import PluginService
 from hello_listen.protocol import HelloFactory, logConnection
 from hello_listen.summaries import Summaries, networksByPort
@@ -42,6 +43,7 @@ class Options(UsageOptions):
             from twisted.internet import reactor
         self._reactor: Any = reactor
         self["endpoints"] = []
+        self["trusted-proxies"] = []
         self["connection-log"] = None
         self["per-client"] = None
         self["summarize"] = []
@@ -50,9 +52,14 @@ class Options(UsageOptions):
 
     def opt_endpoint(self, description: str) -> None:
         """Listen here, as often as wanted [default: tcp:7878:interface=127.0.0.1]."""
-        self["endpoints"].append(HelloEndpoint(self._reactor, description))
+        self["endpoints"].append(description)
 
     opt_e = opt_endpoint
+
+    def opt_trusted_proxy(self, network: str) -> None:
+        """Believe PROXY headers from this address or network; repeatable [default: from any]."""
+        Networks([network])
+        self["trusted-proxies"].append(network)
 
     def opt_connection_log(self, path: str) -> None:
         """Append connections to this file as JSON Lines, not to Twisted's log; - is stdout."""
@@ -115,9 +122,15 @@ class Options(UsageOptions):
             raise UsageError(f"unexpected argument: {arguments[0]!r}")
 
     def postOptions(self) -> None:
-        """Open the log, and listen on the default endpoint where none was named."""
-        if not self["endpoints"]:
-            self.opt_endpoint(DEFAULT_ENDPOINT)
+        """Parse the endpoints, or the default one where none was named, and open the log."""
+        trusted = self["trusted-proxies"] or None
+        descriptions = self["endpoints"] or [DEFAULT_ENDPOINT]
+        if trusted and not any(map(PROXIED.match, descriptions)):
+            raise UsageError("--trusted-proxy needs an endpoint with haproxy:")
+        self["endpoints"] = [
+            HelloEndpoint(self._reactor, each, trusted if PROXIED.match(each) else None)
+            for each in descriptions
+        ]
         if self["status-hosts"] and self["status"] is None:
             raise UsageError("--status-host needs --status")
         path = self["connection-log"]

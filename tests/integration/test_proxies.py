@@ -82,6 +82,16 @@ listen tls
     server hello {target} send-proxy-v2 proxy-v2-options ssl,cert-cn,authority,crc32c,unique-id
 """
 
+HAPROXY_FROM = """
+listen front
+    mode tcp
+    timeout connect 5s
+    timeout client 5s
+    timeout server 5s
+    bind 127.0.0.1:{front}
+    server hello 127.0.0.1:{port} source 127.0.0.9 send-proxy-v2
+"""
+
 
 def waitFor(process: Process, pattern: str, count: int) -> list[str]:
     """Read connections until so many match, and return the matching ones."""
@@ -202,6 +212,41 @@ def test_health_checks_without_a_header(hello: Start, tmp_path: Path) -> None:
     assert {each["client.address"] for each in records} == {"127.0.0.1", "127.0.0.2"}
     assert {each["error.type"] for each in (*records, summary)} == {"proxy_header_incomplete"}
     assert (summary["count"], summary["client.address"]) == (20, "127.0.0.1")
+
+
+def test_trusted_proxy(start: Start, hello: Start, tmp_path: Path) -> None:
+    """HAProxy names its client from a trusted address; another peer is itself, at once."""
+    endpoint = f"haproxy:{LOOPBACK}"
+    server = hello(
+        "-l", "log", "--trusted-proxy", "127.0.0.9", "-e", endpoint, "-e", "haproxy:unix:s"
+    )
+    port, front = server.port(), freePort()
+    server.expect("Listening on unix:")
+    configuration = tmp_path / "haproxy.cfg"
+    configuration.write_text(HAPROXY_FROM.format(front=front, port=port))
+    start("haproxy", "-db", "-f", configuration)
+    until(lambda: listens(front))
+    name, _ = untilEnd(("127.0.0.1", front), source="127.0.0.2")
+    # It sends nothing, and is not kept waiting.
+    forger, _ = untilEnd(("127.0.0.1", port), source="127.0.0.3")
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        other = "{}:{}".format(*client.getsockname())
+        client.sendall(b"PROXY TCP4 192.0.2.7 192.0.2.1 1 2\r\n")
+        with suppress(ConnectionResetError):
+            assert client.recv(1) == b""
+    with socket.socket(socket.AF_UNIX) as proxy:
+        proxy.connect(f"{tmp_path}/s")
+        proxy.sendall(b"PROXY TCP4 192.0.2.8 192.0.2.1 1 2\r\n")
+        assert proxy.recv(1) == b""
+    server.stop()
+    found = {
+        f"{each['client.address']}:{each['client.port']}": each.get("error.type")
+        for each in recorded(tmp_path / "log")
+    }
+    expected = {name: None, "192.0.2.8:1": None}
+    expected |= dict.fromkeys((forger, other), "proxy_not_trusted")
+    assert expected.items() <= found.items()
+    assert len(found) == len(expected) + 1  # HAProxy's client that looked whether it listens.
 
 
 def test_inside_an_inherited_socket(start: Start, tmp_path: Path) -> None:
