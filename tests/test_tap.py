@@ -46,7 +46,11 @@ def received() -> Iterator[list[int]]:
     terminated: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: terminated.append(number))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     yield terminated
+    for number in numbers:
+        signal.signal(number, signal.SIG_IGN)  # Drops what is still pending.
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     for number, handler in zip(numbers, before, strict=True):
         signal.signal(number, handler)
 
@@ -410,20 +414,27 @@ def test_signals(terminal: Terminal, received: list[int], name: str) -> None:
     assert received == [signal.SIGTERM]
 
 
-@pytest.mark.unix
-def test_sigterm_before_the_reactor_runs(received: list[int]) -> None:
-    """What is bound already is served before the process ends."""
-    handler = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+@pytest.mark.parametrize("name", SIGNALS)
+def test_signals_before_the_reactor_runs(
+    terminal: Terminal, received: list[int], name: str
+) -> None:
+    """From the plugin's first moment on, each waits until the reactor runs, and is handled then."""
+    terminal.there = True
+    number = getattr(signal, name)
+    handler = signal.signal(number, signal.SIG_DFL)
+    [plugin] = [p for p in getPlugins(IServiceMaker) if p.tapname == "hello-listen"]
     reactor = FakeReactor()
-    makeService(parse(reactor=reactor), reactor).privilegedStartService()
-    for _ in range(2):
-        signal.raise_signal(signal.SIGTERM)
-    # A reactor says that it runs before it handles signals.
+    options = plugin.options(reactor)
+    signal.raise_signal(number)
+    options.parseOptions([])
+    service = plugin.makeService(options, reactor)
+    service.privilegedStartService()
+    service.startService()
+    assert number in signal.sigpending()
+    signal.signal(number, handler)
     reactor.run()
-    assert not received
-    signal.signal(signal.SIGTERM, handler)
-    reactor.advance(0)
-    assert received == [signal.SIGTERM]
+    assert len(received) == 1
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 @pytest.mark.unix
@@ -491,15 +502,4 @@ def test_signals_at_once(terminal: Terminal, received: list[int]) -> None:
     run()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
         signal.raise_signal(number)
-    assert received == [signal.SIGTERM]
-
-
-def test_system_without_such_signals(
-    terminal: Terminal, received: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Windows has few signals."""
-    for name in ("SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2"):
-        monkeypatch.delattr(signal, name, raising=False)
-    run()
-    signal.raise_signal(signal.SIGTERM)
     assert received == [signal.SIGTERM]

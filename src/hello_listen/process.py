@@ -16,7 +16,11 @@ from hello_listen.connection_log import ConnectionLog
 from hello_listen.endpoint import ListenError
 from hello_listen.service import HelloService
 
-_SIGNALS = "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2"
+REACTORS = {signal.SIGINT, signal.SIGTERM}
+"""Signals that the reactor handles when it runs."""
+
+SIGNALS = {signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2}
+"""Signals that would end the process at once."""
 
 
 class PluginService(HelloService):
@@ -39,9 +43,6 @@ class PluginService(HelloService):
         @raise ListenError: as L{HelloService.privilegedStartService} does, and not SystemExit:
             twistd removes its pidfile and tells its parent process of an L{Exception} only.
         """
-        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-            # It would kill before the reactor runs and handles it, though clients may be waiting.
-            signal.signal(signal.SIGTERM, self._stopLater)
         try:
             super().privilegedStartService()
         except ListenError as error:
@@ -54,9 +55,8 @@ class PluginService(HelloService):
             raise
 
     def startService(self) -> None:
-        """Start, and handle the signals that would end the process at once."""
+        """Start, and handle signals when the reactor runs."""
         super().startService()
-        # The reactor handles SIGTERM and SIGINT when it runs.
         self.reactor.callWhenRunning(self._handleSignals)
 
     def stopService(self) -> Deferred[None]:
@@ -73,24 +73,18 @@ class PluginService(HelloService):
         super().listenFailed(error)
         _stop()
 
-    def _stopLater(self, number: int, frame: object) -> None:
-        """Do what SIGTERM does, once the reactor handles it: a turn after it has begun to run."""
-        signal.signal(number, signal.SIG_IGN)
-        self.reactor.callWhenRunning(self.reactor.callLater, 0, _stop)
-
     def _handleSignals(self) -> None:
-        """Heed the first SIGTERM or SIGINT only, and handle what nobody else does or ignores."""
-        for name in ("SIGTERM", "SIGINT"):
-            number = getattr(signal, name)
+        """Handle each signal that nobody else handles or ignores, also those that came already."""
+        for number in REACTORS:
             handler = signal.getsignal(number)
             if callable(handler):
                 signal.signal(number, partial(self._stopOnce, handler))
-        for name in _SIGNALS:
-            number = getattr(signal, name, None)
-            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+        for number in SIGNALS:
+            if signal.getsignal(number) is signal.SIG_DFL:
                 # logrotate and systemctl reload expect that of SIGHUP, unless a terminal sends it.
-                reopens = name == "SIGHUP" and not _hasTerminal()
+                reopens = number == signal.SIGHUP and not _hasTerminal()
                 signal.signal(number, self._reopen if reopens else _stop)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, REACTORS | SIGNALS)
 
     def _stopOnce(self, handler: Callable[..., object], number: int, frame: object) -> None:
         """Pass on the first signal only: a second reactor.stop would log a traceback."""

@@ -84,20 +84,74 @@ def endsWell(server: Process, folder: Path) -> None:
     assert not (folder / "pid").exists()
 
 
-def test_before_the_reactor_runs(start: Start, tmp_path: Path) -> None:
-    """Whoever connects as soon as the port is bound is recorded, if SIGTERM comes as soon."""
+ALL = ["SIGTERM", "SIGHUP", "SIGINT", *SIGNALS]
+
+HOOK = """
+import os, re, signal, sys
+
+name, *moment = os.environ["MOMENT"].split()
+
+def look(event, arguments):
+    if moment and event == moment[0] and re.fullmatch(moment[1], str(arguments[0])):
+        moment.clear()
+        os.kill(os.getpid(), getattr(signal, name))
+
+sys.addaudithook(look)
+"""
+"""A sitecustomize module, which sends its process a signal when an audited event occurs."""
+
+
+def early(start: Start, folder: Path, name: str, moment: str, *options: str) -> Process:
+    """Start a process that gets a signal at a moment of its start."""
+    (folder / "sitecustomize.py").write_text(HOOK)
+    added = {"PYTHONPATH": str(folder), "MOMENT": f"{name} {moment}"}
+    return start(*TWISTD, *options, *LOGGED, start_new_session=True, env={**os.environ, **added})
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "import hello_listen",
+        slow(r"import hello_listen\.tap"),
+        slow("open .*/log"),
+        slow("socket.bind <.*>"),
+    ],
+)
+@pytest.mark.parametrize("name", ALL)
+def test_before_the_reactor_runs(start: Start, tmp_path: Path, name: str, moment: str) -> None:
+    """From the first import on, a signal does what it does later, when the reactor runs."""
+    server = early(start, tmp_path, name, moment)
+    if name == "SIGHUP":
+        untilEnd(("127.0.0.1", server.port()))
+        server.kill(signal.SIGTERM)
+    endsWell(server, tmp_path)
+    assert len(recorded(tmp_path / "log")) == (name == "SIGHUP")
+
+
+def test_rotation_before_the_reactor_runs(start: Start, tmp_path: Path) -> None:
+    """With --logfile, an early SIGUSR1 is left to Twisted as well."""
+    early(start, tmp_path, "SIGUSR1", "import hello_listen", "--logfile=twistd.log")
+    until((tmp_path / "twistd.log.1").exists)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", *map(slow, ALL[2:])])
+def test_as_soon_as_clients_come(start: Start, tmp_path: Path, name: str) -> None:
+    """Whoever connects as soon as the port is bound is recorded, if a signal comes as soon."""
     port = freePort()
     endpoint = f"tcp:{port}:interface=127.0.0.1"
-    server = start(*TWISTD, "hello-listen", "-l", "log", "-e", endpoint)
+    server = start(*TWISTD, *LOGGED[:3], "-e", endpoint, start_new_session=True)
     end = time.monotonic() + 20
     with socket.socket() as client:
         # Without a pause: the reactor runs some milliseconds later.
         while client.connect_ex(("127.0.0.1", port)):
             assert time.monotonic() < end
-        server.kill(signal.SIGTERM)
+        server.kill(getattr(signal, name))
         assert client.recv(1) == b""
+    if name == "SIGHUP":
+        untilEnd(("127.0.0.1", port))
+        server.kill(signal.SIGTERM)
     endsWell(server, tmp_path)
-    assert len(recorded(tmp_path / "log")) == 1
+    assert len(recorded(tmp_path / "log")) == 1 + (name == "SIGHUP")
 
 
 @pytest.mark.parametrize("how", [*map(slow, SIGNALS), "SIGHUP", "closed terminal"])
