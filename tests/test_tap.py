@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from io import StringIO
@@ -435,6 +436,33 @@ def test_signals_before_the_reactor_runs(
     reactor.run()
     assert len(received) == 1
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+@pytest.mark.unix
+@pytest.mark.parametrize("isAbstract", [False, *[True] * (sys.platform == "linux")])
+def test_systemd_is_notified(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, isAbstract: bool
+) -> None:
+    """It learns that the process is ready when signals are handled, and not before."""
+    name = f"\0{tmp_path}" if isAbstract else f"{tmp_path}/s"
+    monkeypatch.setenv("NOTIFY_SOCKET", name.replace("\0", "@"))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(name)
+        systemd.setblocking(False)
+        reactor = FakeReactor()
+        makeService(parse(reactor=reactor), reactor).startService()
+        with pytest.raises(BlockingIOError):
+            systemd.recv(100)
+        reactor.run()
+        assert systemd.recv(100) == b"READY=1"
+
+
+def test_systemd_that_cannot_be_notified(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """That is told, for systemd will end the process some time later; until then, it serves."""
+    monkeypatch.setenv("NOTIFY_SOCKET", f"{tmp_path}/s")
+    with capturedLogs() as events:
+        run()
+    assert formatEvent(events[-1]) == f"Not notified: No such file or directory: '{tmp_path}/s'"
 
 
 @pytest.mark.unix

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -11,10 +13,13 @@ from functools import partial
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.logger import Logger
 
 from hello_listen.connection_log import ConnectionLog
 from hello_listen.endpoint import ListenError
 from hello_listen.service import HelloService
+
+_log = Logger(namespace="hello_listen")
 
 REACTORS = {signal.SIGINT, signal.SIGTERM}
 """Signals that the reactor handles when it runs."""
@@ -85,6 +90,7 @@ class PluginService(HelloService):
                 reopens = number == signal.SIGHUP and not _hasTerminal()
                 signal.signal(number, self._reopen if reopens else _stop)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, REACTORS | SIGNALS)
+        _notify()
 
     def _stopOnce(self, handler: Callable[..., object], number: int, frame: object) -> None:
         """Pass on the first signal only: a second reactor.stop would log a traceback."""
@@ -102,6 +108,18 @@ class PluginService(HelloService):
 def _stop(*_: object) -> None:
     """Do what SIGTERM does."""
     signal.raise_signal(signal.SIGTERM)
+
+
+def _notify() -> None:
+    """Tell systemd that the process handles signals, where C{Type=notify} waits for that."""
+    path = os.environ.get("NOTIFY_SOCKET")
+    if path is None:
+        return
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifying:
+            notifying.sendto(b"READY=1", re.sub("^@", "\0", path))  # sd_notify(3)
+    except OSError as error:
+        _log.error("Not notified: {reason}: {path!r}", reason=error.strerror, path=path)
 
 
 def _hasTerminal() -> bool:
