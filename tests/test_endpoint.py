@@ -154,14 +154,6 @@ def test_accept_queue(description: str, backlog: int) -> None:
     assert [server[2] for server in reactor.tcpServers] == [backlog]
 
 
-def test_accept_queue_of_unix_sockets() -> None:
-    """It is the same for UNIX sockets."""
-    reactor = MemoryReactorClock()
-    for description in ("unix:/run/hello", "haproxy:unix:/run/hello:backlog=5"):
-        HelloEndpoint(reactor, description).listen(HelloFactory())
-    assert [server[2] for server in reactor.unixServers] == [BACKLOG, 5]
-
-
 @pytest.mark.parametrize("description", ["haproxy:tcp:1", "HAProxy:tcp:1"])
 def test_behind_a_proxy(description: str) -> None:
     """A proxied endpoint puts the reader of headers between itself and the factory."""

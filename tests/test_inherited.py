@@ -280,14 +280,19 @@ def test_what_cannot_be_served(
 def test_sockets_that_no_endpoint_serves(passOn: PassOn, listeners: list[socket.socket]) -> None:
     """Each is a warning that says how to serve it, which works; the others are none."""
     passOn(*(each.fileno() for each in listeners), names="a:b=\\:a")
-    options = Options(MemoryReactorClock())
-    options.parseOptions(["-e", "haproxy:systemd:INET:index=0"])
-    with capturedLogs() as events:
-        makeService(options, MemoryReactorClock())
+
+    def make(*arguments: str) -> list[str | None]:
+        options = Options(MemoryReactorClock())
+        options.parseOptions(arguments)
+        with capturedLogs() as events:
+            makeService(options, MemoryReactorClock())
+        return texts(events)
+
+    first = ["-e", "haproxy:systemd:INET:index=0"]
     port = listeners[2].getsockname()[1]
     told = [
         re.fullmatch("Inherited but not served: (.*); serve it with -e (.*)", str(text))
-        for text in texts(events)
+        for text in make(*first)
     ]
     assert [each and each[1] for each in told] == [
         f"unix:{listeners[1].getsockname()}",
@@ -296,7 +301,4 @@ def test_sockets_that_no_endpoint_serves(passOn: PassOn, listeners: list[socket.
     offered = [HelloEndpoint(None, shlex.split(each[2])[0]).descriptors for each in told if each]
     start = _inherited.START
     assert offered == [[start + 1], [start, start + 2]]
-    options.parseOptions(["--status", "systemd:INET:index=2", "-e", r"systemd:UNIX:name=b=\\"])
-    with capturedLogs() as events:
-        makeService(options, MemoryReactorClock())
-    assert not events
+    assert make(*first, "--status", "systemd:INET:index=2", "-e", r"systemd:UNIX:name=b=\\") == []

@@ -1,10 +1,8 @@
 """The service: endpoints from descriptions, bound all together or not at all."""
 
 import importlib
-import os
 import re
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -58,8 +56,6 @@ class FakeReactor(MemoryReactorClock):
         if isinstance(result, Exception):
             raise result
         return result
-
-    listenUNIX = listenTCP
 
 
 def texts(events: list[LogEvent]) -> list[str | None]:
@@ -172,10 +168,6 @@ def test_global_reactor() -> None:
             CannotListenError("127.0.0.1", 2, OSError(98, "Address already in use")),
             "Address already in use: 'tcp:2'",
         ),
-        (
-            CannotListenError(None, b"/run/hello", "Cannot acquire lock"),
-            "Cannot acquire lock: 'tcp:2'",
-        ),
         (OSError(2, "No such file or directory"), "No such file or directory: 'tcp:2'"),
         (OverflowError("bind(): port must be 0-65535."), "bind(): port must be 0-65535: 'tcp:2'"),
     ],
@@ -195,31 +187,16 @@ def test_all_or_nothing(error: Exception, message: str) -> None:
     )
 
 
-@pytest.mark.unix
-@pytest.mark.parametrize("owner", [os.getpid(), 1], ids=["ours", "theirs"])
-def test_lock_of_a_socket_that_cannot_be_bound(tmp_path: Path, owner: int) -> None:
-    """Twisted's lock is removed if this process made it in vain, and kept if it is another's."""
-    path = bytes(tmp_path / "s")
-    os.symlink(str(owner), path + b".lock")
-    error = CannotListenError(None, path, OSError(98, "Address already in use"))
-    service = HelloService(HelloFactory(), ["unix:s"], reactor=FakeReactor(error))
-    with pytest.raises(ListenError):
-        service.startService()
-    assert os.path.lexists(path + b".lock") == (owner != os.getpid())
-
-
 def test_a_port_that_does_not_stop() -> None:
     """What cannot be released is named, and hides neither the other ports nor the count."""
     ports = FakePort(PermissionError(13, "Permission denied")), FakePort()
-    service = HelloService(
-        HelloFactory(), ["unix:/run/hello", "tcp:1"], reactor=FakeReactor(*ports)
-    )
+    service = HelloService(HelloFactory(), ["tcp:1", "tcp:2"], reactor=FakeReactor(*ports))
     service.startService()
     with capturedLogs() as events:
         service.stopService()
     assert ports[1].stopped
     assert texts(events) == [
-        "Not released: Permission denied: 'unix:/run/hello'",
+        "Not released: Permission denied: 'tcp:1'",
         "Stopped. Connections: 0",
     ]
 

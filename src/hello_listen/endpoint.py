@@ -15,10 +15,10 @@ from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IAddress, IListeningPort, IStreamServerEndpoint
 from twisted.internet.protocol import Factory
-from twisted.python.lockfile import FilesystemLock
 from zope.interface import implementer
 
 from hello_listen._inherited import InheritedSockets
+from hello_listen._unix import UNIXReactor, UNIXSocket
 from hello_listen.accepting import HelloPort
 from hello_listen.connection import printable
 from hello_listen.networks import Networks
@@ -130,11 +130,9 @@ class HelloEndpoint:
                 ports.append(HelloPort(descriptor, factory, hello, reactor))
             if not ports:
                 port = await endpoint.listen(factory)
-                if not IListeningPort.providedBy(port):
-                    return _StandardIOPort(port, factory)
-                if not isinstance(port, tcp.Port):
-                    return port
-                ports = [port]
+                if not isinstance(port, (tcp.Port, UNIXSocket)):
+                    isPort = IListeningPort.providedBy(port)
+                    return port if isPort else _StandardIOPort(port, factory)
                 ports = [HelloPort(port.fileno(), port.factory, hello, reactor, port)]
             for port in ports:
                 port.startListening()
@@ -206,6 +204,8 @@ def _parse(description: str, reactor: Any) -> Any:
     if kind == "systemd":
         positional, named = _arguments(description)
         return InheritedSockets(*positional[1:], **named)
+    if kind == "unix":
+        reactor = UNIXReactor()
     if kind.lower() in ("tcp", "tcp6", "unix", "ssl", "tls"):
         # Twisted keeps the last of repeated keywords, so the user's backlog= wins.
         with suppress(Exception):
@@ -278,12 +278,8 @@ def _escapedInterface(host: re.Match[str]) -> str:
 
 
 def _listenReason(error: Any) -> str:
-    """Return why an endpoint cannot be bound, and remove the lock that Twisted left."""
+    """Return why an endpoint cannot be bound."""
     if isinstance(error, CannotListenError):
-        if isinstance(error.port, bytes) and isinstance(error.socketError, OSError):
-            # Twisted took it before it found that it cannot bind the UNIX socket.
-            with suppress(OSError, ValueError):  # ValueError: it is another process's.
-                FilesystemLock(error.port + b".lock").unlock()
         return _listenReason(error.socketError)
     reason = getattr(error, "strerror", None) or str(error).rstrip(".") or type(error).__name__
     return printable(reason)

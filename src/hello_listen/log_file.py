@@ -154,7 +154,7 @@ class LogFile:
     def _writeFile(self, data: memoryview) -> int:
         """Write to a regular file, and take half a line back if nobody can have appended to it."""
         written = 0
-        self._lockable = locked = self._lockable and _lock(self._file)
+        self._lockable = locked = self._lockable and lock(self._file)
         try:
             if self._path is not None and self._isNew:
                 if _endsTorn(self._path):
@@ -185,7 +185,7 @@ class LogFile:
         return False
 
 
-def _lock(file: int) -> bool:
+def lock(file: int) -> bool:
     """Lock a file. Give up after L{LOCKED} seconds: any reader can hold the lock."""
     end = monotonic() + LOCKED
     while monotonic() < end:
