@@ -17,9 +17,11 @@ import pytest
 from twisted.internet import reactor as globalReactor
 from twisted.internet import tcp, unix
 from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.error import ConnectionLost
 from twisted.internet.interfaces import IListeningPort, ITransport
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import deferLater
+from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import capturedLogs, formatEvent
 from twisted.python.failure import Failure
 from zope.interface.verify import verifyClass, verifyObject
@@ -29,6 +31,7 @@ from hello_listen import _drain as drain
 from hello_listen import accepting as module
 from hello_listen._drain import refuseNew
 from hello_listen.accepting import PAUSE, SLICE, EndedTransport, HelloPort
+from hello_listen.connection import addressText
 from hello_listen.proxied import ProxiedFactory
 
 pytestmark = pytest.mark.unix
@@ -676,6 +679,36 @@ def test_stopped_unix_socket_does_not_spin(serve: Serve, tmp_path: Path) -> None
     until(lambda: stopped.called)
     assert [connection.clientAddress for connection in server.seen] == ["192.0.2.7"]
     client.close()
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_UNIX])
+@pytest.mark.parametrize("make", [lambda hello: hello, proxied], ids=["in place", "handed over"])
+def test_socket_that_another_process_shuts_down(
+    tmp_path: Path, make: Any, family: socket.AddressFamily
+) -> None:
+    """The port is closed and says so once, and does not try for ever."""
+    with socket.socket(family) as owned:
+        owned.bind(("127.0.0.1", 0) if family == socket.AF_INET else f"{tmp_path}/s")
+        owned.listen()
+        memory = MemoryReactorClock()
+        port = HelloPort(owned.fileno(), make(HelloFactory()), None, memory)
+        port.startListening()
+        host = port.getHost()
+        assert port.doRead() is None
+        owned.shutdown(socket.SHUT_RD)
+        closed = port.doRead()
+        assert isinstance(closed, ConnectionLost)
+        memory.callWhenRunning(port.connectionLost, Failure(closed))
+        with capturedLogs() as events:
+            memory.run()
+            port.connectionLost(Failure(closed))
+        assert [formatEvent(event) for event in events] == [
+            f"Not listening any more: {addressText(host)}"
+        ]
+        assert not memory.getReaders()
+        stopped = port.stopListening()
+        memory.pump([0, 0, 0])
+        assert stopped.called
 
 
 def test_last_descriptor() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import select
 import socket
 from contextlib import suppress
 from io import BytesIO
@@ -21,7 +22,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from hello_listen._drain import handshakes, localName, refuseNew
-from hello_listen.connection import unmapped
+from hello_listen.connection import addressText, unmapped
 from hello_listen.protocol import HelloFactory, HelloProtocol
 
 SLICE = 32
@@ -124,8 +125,12 @@ class HelloPort(FileDescriptor):
             Deferred.fromCoroutine(self._stop()).chainDeferred(self._stopped)
         return self._stopped
 
-    def doRead(self) -> None:
-        """Accept a slice of the queue."""
+    def doRead(self) -> ConnectionLost | None:
+        """
+        Accept a slice of the queue.
+
+        @return: an error where the socket listens no more: the reactor then closes this port.
+        """
         try:
             for number in range(SLICE):
                 if self._spare is None and not self._inPlace:
@@ -135,17 +140,22 @@ class HelloPort(FileDescriptor):
                     self._lastClient = self.reactor.seconds()
                 self._serve(connection, name)
                 if not self._accepts:  # An observer has stopped or closed it.
-                    return
+                    break
         except (BlockingIOError, ConnectionAbortedError):
             self._evicting = 1
             if self._stopped and isinstance(self._host, UNIXAddress):
                 self.stopReading()  # A UNIX socket that was shut down stays readable.
+            elif number == 0 and self._isShutDown():
+                return ConnectionLost()
         except OSError as error:
+            if self._isShutDown():
+                return ConnectionLost()
             Deferred.fromCoroutine(self._pause(error))
         finally:
             if self._spare is not None:
                 self._spare.close()
                 self._spare = None
+        return None
 
     def connectionLost(self, reason: Failure) -> None:
         """
@@ -156,6 +166,8 @@ class HelloPort(FileDescriptor):
         if self.disconnected:
             return
         super().connectionLost(reason)
+        if self._stopped is None and self.reactor.running:
+            _log.error("Not listening any more: {address}", address=addressText(self.getHost()))
         self._accepts = False
         self._listener.detach()
         if self._port is None:
@@ -167,6 +179,12 @@ class HelloPort(FileDescriptor):
             # Twisted could not remove a UNIX socket, and went no further.
             self._factory.doStop()
             raise
+
+    def _isShutDown(self) -> bool:
+        """Say whether another process has shut the socket down, which it then shares no more."""
+        poll = select.poll()
+        poll.register(self._listener, getattr(select, "POLLRDHUP", 0))
+        return not self._stopped and bool(poll.poll(0))
 
     def _serve(self, connection: socket.socket, name: Any) -> None:
         """Report a connection and close it, or hand it to the reactor."""

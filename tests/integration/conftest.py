@@ -82,13 +82,17 @@ def inherit(start: Start) -> Start:
     """Start C{twistd -n hello-listen} with sockets that it inherits, and arguments."""
 
     def startHeir(
-        inherited: socket.socket | list[socket.socket], *arguments: object, names: str = "hello"
+        inherited: socket.socket | list[socket.socket],
+        *arguments: object,
+        names: str = "hello",
+        reactor: str = "default",
     ) -> Process:
         passed = inherited if isinstance(inherited, list) else [inherited]
         descriptors = [each.fileno() for each in passed]
         return start(
             "python", "-c", INHERIT, ":".join(map(str, descriptors)), names, SCRIPTS / "twistd",
-            "-n", "--pidfile=", "hello-listen", *arguments, pass_fds=descriptors,
+            "-n", "--pidfile=", f"--reactor={reactor}", "hello-listen", *arguments,
+            pass_fds=descriptors,
         )  # fmt: skip
 
     return startHeir

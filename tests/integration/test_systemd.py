@@ -99,24 +99,36 @@ def test_a_status_with_several_sockets(inherit: Start) -> None:
         assert "Traceback" not in server.stop()
 
 
-def test_a_socket_that_another_process_closes(inherit: Start, tmp_path: Path) -> None:
-    """A socket that listens no more is told as such, and the other is served on."""
+@pytest.mark.parametrize("reactor", ["epoll", *map(slow, ("poll", "select", "asyncio"))])
+def test_sockets_that_another_process_shuts_down(
+    inherit: Start, tmp_path: Path, reactor: str
+) -> None:
+    """What listens no more is told as such, takes no time, and the other socket is served on."""
     endpoint = "systemd:INET:name=hello"
     with ExitStack() as stack:
         listeners = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)]
-        server = inherit(listeners, "-e", endpoint, "--status", "unix:st", names="hello:hello")
-        assert [addressOf(server), addressOf(server)] == [each.getsockname() for each in listeners]
+        listeners.append(stack.enter_context(socket.socket(socket.AF_UNIX)))
+        listeners[2].bind(f"{tmp_path}/s")
+        listeners[2].listen()
+        server = inherit(
+            listeners, "-e", endpoint, "--status", "unix:st", names="hello:hello:hello",
+            reactor=reactor,
+        )  # fmt: skip
+        names = [addressOf(server) for _ in listeners]
+        assert names == [each.getsockname() for each in listeners]
         assert ask(tmp_path, "/healthz") == "OK\n"
-        listeners[0].shutdown(socket.SHUT_RDWR)
-        until(lambda: ask(tmp_path, "/healthz") == f"Not listening: {endpoint}\n")
+        for listener in (listeners[0], listeners[2]):
+            listener.shutdown(socket.SHUT_RDWR)
+        problem = f"Not listening: {endpoint}\n"
+        until(lambda: ask(tmp_path, "/healthz") == 2 * problem)
         address = f"127.0.0.1:{listeners[1].getsockname()[1]}"
-        assert json.loads(ask(tmp_path, "/status.json"))["endpoints"] == [
-            {"endpoint": endpoint, "address": None},
-            {"endpoint": endpoint, "address": address},
-        ]
+        shown = json.loads(ask(tmp_path, "/status.json"))["endpoints"]
+        assert [each["address"] for each in shown] == [None, address, None]
         untilEnd(listeners[1].getsockname())
         server.connections(1)
         output = server.stop()
+    assert output.count("Not listening any more: ") == 2
+    assert f"Not listening any more: unix:{tmp_path}/s" in output
     assert "Stopped. Connections: 1" in output
     assert "Traceback" not in output
 
