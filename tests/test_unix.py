@@ -83,6 +83,8 @@ def test_left_by_a_dead_process(path: Path, prefix: str, options: str, owner: in
     listener = Listener(f"{prefix}unix:{path}{options}")
     assert listens(path)
     assert stat.S_IMODE(path.stat().st_mode) == (0o600 if "mode" in options else 0o666)
+    if "lockfile" not in options:
+        assert os.readlink(f"{path}.lock") == str(os.getpid())
     listener.stop()
     kept = [f"{path.name}.lock"] if owner is not None and "lockfile" in options else []
     assert os.listdir(path.parent) == kept
@@ -92,6 +94,14 @@ def test_a_lock_without_a_socket(path: Path) -> None:
     """It is as dead."""
     os.symlink("1", f"{path}.lock")
     Listener(f"unix:{path}").stop()
+    assert not os.listdir(path.parent)
+
+
+def test_a_lock_that_somebody_has_removed(path: Path) -> None:
+    """The socket is removed at the end all the same."""
+    listener = Listener(f"unix:{path}")
+    os.unlink(f"{path}.lock")
+    listener.stop()
     assert not os.listdir(path.parent)
 
 
@@ -216,7 +226,7 @@ def test_a_file_that_somebody_has_removed(path: Path, replaced: bool) -> None:
     if replaced:
         second = Listener(f"unix:{path}")
     first.stop()
-    assert path.exists() == replaced
+    assert sorted(os.listdir(path.parent)) == (["s", "s.lock"] if replaced else [])
     if replaced:
         assert listens(path)
         second.stop()

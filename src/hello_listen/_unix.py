@@ -33,64 +33,66 @@ class UNIXReactor:
         @param factory: the factory to start; nothing is read here.
         @param backlog: the length of the accept queue.
         @param mode: the mode of the socket's file.
-        @param wantPID: whether to remove the lock file of a dead process.
+        @param wantPID: whether to make a lock file, for other programs that use Twisted.
 
         @raise OSError: the address is in use, or cannot be bound.
         """
         port = UNIXSocket(os.fsencode(address), factory)
         try:
-            port.bind(backlog, mode)
+            port.bind(backlog, mode, bool(wantPID))
             factory.doStart()
         except BaseException:
             port.release()
             raise
-        if wantPID:
-            _removeLock(port.path + b".lock")
         return port
 
 
 class UNIXSocket:
     """
-    A UNIX socket, and its file where it has one.
+    A UNIX socket, with its file and its lock file.
 
     @ivar factory: the factory that serves it.
-    @ivar path: its path, or NUL and a name.
     """
 
     def __init__(self, path: bytes, factory: Any) -> None:
         """
         Make a socket.
 
-        @param path: where L{bind} binds it.
+        @param path: the path that L{bind} binds it to, or NUL and a name.
         @param factory: the factory that serves it.
         """
-        self.path = path
         self.factory = factory
+        self._path = path
         self._listener = socket.socket(socket.AF_UNIX)
-        self._file: os.stat_result | None = None
+        self._status: os.stat_result | None = None
+        self._files: list[bytes] = []
 
-    def bind(self, backlog: int, mode: int) -> None:
+    def bind(self, backlog: int, mode: int, locks: bool) -> None:
         """
         Bind the socket and listen. A file that a dead process left is removed.
 
         @param backlog: the length of the accept queue.
         @param mode: the mode of the file.
+        @param locks: whether to make a lock file.
 
         @raise OSError: the path is in use, or cannot be bound.
         """
-        isFile = not self.path.startswith(b"\0")
+        isFile = not self._path.startswith(b"\0")
         try:
-            self._listener.bind(self.path)
+            self._listener.bind(self._path)
         except OSError as error:
             if error.errno != errno.EADDRINUSE or not isFile:
                 raise
             # Between its two steps, another starter could bind a socket, and lose it.
-            with _locked(os.path.dirname(self.path) or b"."):
-                _removeDead(self.path)
-                self._listener.bind(self.path)
+            with _locked(os.path.dirname(self._path) or b"."):
+                _removeDead(self._path)
+                self._listener.bind(self._path)
         if isFile:
-            self._file = os.lstat(self.path)
-            os.chmod(self.path, mode)
+            self._status = os.lstat(self._path)
+            self._files.append(self._path)
+            os.chmod(self._path, mode)
+            if locks and _makeLock(self._path + b".lock"):
+                self._files.insert(0, self._path + b".lock")
         self._listener.listen(backlog)
 
     def fileno(self) -> int:
@@ -113,15 +115,18 @@ class UNIXSocket:
 
     def release(self) -> None:
         """
-        Remove the file unless it is another's by now, and close the socket.
+        Remove the files unless they are another's by now, and close the socket.
 
         @raise OSError: the file cannot be removed.
         """
         try:
             # As long as the socket is open, nobody takes its file for a dead process's.
             with suppress(FileNotFoundError):
-                if self._file and os.path.samestat(os.lstat(self.path), self._file):
-                    os.unlink(self.path)
+                if self._status and not os.path.samestat(os.lstat(self._path), self._status):
+                    self._files = []
+            for file in self._files:
+                with suppress(FileNotFoundError):
+                    os.unlink(file)
         finally:
             self._listener.close()
 
@@ -164,8 +169,16 @@ def _removeDead(path: bytes) -> None:
             raise PermissionError(error.errno, reason) from error
 
 
-def _removeLock(path: bytes) -> None:
-    """Remove a lock file of Twisted's: a link to the number of a process."""
-    with suppress(OSError, ValueError):  # ValueError: an abstract name is no path.
-        if os.readlink(path).isdigit():
+def _makeLock(path: bytes) -> bool:
+    """
+    Make a lock file as Twisted does, and say whether it was made.
+
+    Programs that ask it for the owner would remove the socket of an owner without one.
+    """
+    with suppress(OSError):
+        if os.readlink(path).isdigit():  # A dead process's: the socket is this one's by now.
             os.unlink(path)
+    with suppress(OSError):
+        os.symlink(str(os.getpid()), path)
+        return True
+    return False

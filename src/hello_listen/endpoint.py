@@ -57,6 +57,7 @@ class HelloEndpoint:
     Beyond what Twisted's own endpoints do: C{haproxy:} reports no connection before the PROXY
     header has named the client, the accept queue is as long as the system allows, no client is
     dropped when descriptors run out, and those in the queue are served when the port stops.
+    C{systemd:} serves every socket of a name, and C{unix:} takes over a dead process's path.
 
     @ivar description: the description it was made from.
     @ivar descriptors: the inherited sockets that it serves.

@@ -34,7 +34,6 @@ def test_restart_of_a_container(start: Start, tmp_path: Path) -> None:
         )  # fmt: skip
         server.expect("Status on unix:st")
         server.expect("Listening on unix:h")
-        assert sorted(path.name for path in tmp_path.glob("[hs]*")) == ["h", "s", "st"]
         for name in ("s", "h", "st"):
             connect(tmp_path / name)
         until(lambda n=number: (tmp_path / "log").read_text().count('"sequence"') == 2 * n + 2)
@@ -61,6 +60,38 @@ def test_restart_after_a_change_of_user(start: Start, tmp_path: Path) -> None:
         untilEnd(f"{tmp_path}/s")
         server.connections(1)
         assert "Not released: Permission denied" in server.stop()
+
+
+TWISTED = """
+import sys
+from twisted.internet import endpoints, reactor
+from twisted.internet.protocol import Factory
+
+def show(result):
+    print(getattr(result, "value", result))
+
+endpoints.serverFromString(reactor, sys.argv[1]).listen(Factory()).addBoth(show)
+"""
+"""Listens on an endpoint of Twisted's own, once, and says what came of it."""
+
+
+@pytest.mark.parametrize("options", ["", slow(":lockfile=0")])
+def test_another_program_that_uses_twisted(
+    hello: Start, start: Start, tmp_path: Path, options: str
+) -> None:
+    """Its endpoint takes the path from nobody, though it starts again and again."""
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(f"{tmp_path}/s")
+    server = hello("-e", "unix:s")
+    server.expect("Listening on unix:s")
+    for _ in range(3):
+        other = start("python", "-c", TWISTED, f"unix:s{options}")
+        other.expect("Couldn't listen on any:.*s'?: .*(Cannot acquire lock|already in use)")
+        assert other.wait() == 0
+        untilEnd(f"{tmp_path}/s")
+        server.connections(1)
+    server.stop()
+    assert not os.listdir(tmp_path)
 
 
 @pytest.mark.slow
