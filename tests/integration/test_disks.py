@@ -208,7 +208,7 @@ def test_room_while_it_ends(start: Start, tmp_path: Path) -> None:
         assert load(f"{tmp_path}/s", 300, 32) == {"ended": 300}
         server.expect("Connection log failed")
         server.kill(signal.SIGTERM)
-        server.expect("UNIX Port .* Closed")
+        until(lambda: not (tmp_path / "s").exists())
         untilTried(server.pid, 2)
         disk.empty()
         assert counted(server.stop()) == (300, 300, 0)

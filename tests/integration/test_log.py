@@ -166,7 +166,7 @@ def test_standard_output(start: Start, tmp_path: Path) -> None:
         "twistd", "-n", "--pidfile=", "--logfile=twistd.log", "hello-listen",
         "-l", "-", "-e", f"unix:{tmp_path}/s",
     )  # fmt: skip
-    untilWritten(tmp_path / "twistd.log", 4)
+    untilWritten(tmp_path / "twistd.log", 3)
     untilEnd(f"{tmp_path}/s")
     server.stop()
     messages = [json.loads(line)["message"] for line in server.lines]
