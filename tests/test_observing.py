@@ -159,6 +159,8 @@ def test_no_observer(observer: Any) -> None:
     """What cannot be called with a connection, or is a class, is refused at once."""
     with pytest.raises(TypeError, match="not an observer: "):
         HelloFactory(observer)
+    with pytest.raises(TypeError, match="not an observer: "):
+        Summaries(observer)
 
 
 def test_other_results_are_ignored() -> None:

@@ -12,6 +12,7 @@ from twisted.internet.defer import Deferred, fail
 from twisted.internet.endpoints import TCP4ServerEndpoint
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort
+from twisted.internet.protocol import Factory
 from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import LogEvent, capturedLogs, formatEvent
 from zope.interface import implementer
@@ -148,10 +149,29 @@ def test_starting_while_it_stops() -> None:
     assert not any(port.stopped for port in after)
 
 
+def test_endpoint_that_fails_otherwise() -> None:
+    """An error of an endpoint object of another package is raised as it is, with its traceback."""
+
+    class Endpoint:
+        def listen(self, factory: object) -> Deferred[IListeningPort]:
+            return fail(ZeroDivisionError("why"))
+
+    service = HelloService(HelloFactory(), [Endpoint()], FakeReactor())  # type: ignore[list-item]
+    with pytest.raises(ZeroDivisionError, match="why"):
+        service.privilegedStartService()
+
+
 def test_endpoints_are_a_list() -> None:
     """A description alone, whose letters would be taken for endpoints, is refused."""
     with pytest.raises(TypeError, match=re.escape("endpoints are a list: ['tcp:1']")):
         HelloService(HelloFactory(), "tcp:1")
+
+
+@pytest.mark.parametrize("factory", [HelloFactory, None, Factory()])
+def test_factory_is_a_hello_factory(factory: Any) -> None:
+    """The class in the place of its instance, or another factory, is refused at once."""
+    with pytest.raises(TypeError, match="not a HelloFactory: "):
+        HelloService(factory, ["tcp:1"])
 
 
 def test_global_reactor() -> None:

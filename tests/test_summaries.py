@@ -402,3 +402,9 @@ def test_nothing_is_lost(
         assert max(Counter(map(str, (c.client for c in passedOn))).values(), default=0) <= (
             perClient * (1 + sum(wait for *_, wait in fed) // PERIOD)
         )
+
+
+def test_no_negative_number() -> None:
+    """A negative number of connections for each client is refused at once."""
+    with pytest.raises(ValueError, match="perClient is negative: -1"):
+        Summaries(logConnection, -1)

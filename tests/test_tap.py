@@ -150,7 +150,7 @@ def test_trusted_proxies() -> None:
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["-e", "foo:1"], "'foo:1': Unknown endpoint type: 'foo'"),
+        (["-e", "tcp:"], "'tcp:': missing: 'port'"),
         (["-e", "tcp:1:interfce=x"], "'tcp:1:interfce=x': no such argument: 'interfce'"),
         (["-e", "7878"], "'7878': Unknown endpoint type: '7878'; did you mean 'tcp:7878'?"),
         (
@@ -323,6 +323,17 @@ def test_connection_log_of_a_process_in_the_background(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not a number"):
         parse("-l", str(tmp_path / "first"), "-e", "tcp:x")
     assert not list(tmp_path.iterdir())
+
+
+def test_log_before_the_command() -> None:
+    """A .jsonl file that twistd itself got is meant for the connection log."""
+    options = Options(FakeReactor())
+    options.parent = UsageOptions()
+    options.parent["logfile"] = "twistd.log"
+    options.parseOptions([])
+    options.parent["logfile"] = "who.jsonl"
+    with pytest.raises(SystemExit, match=r"is twistd's log; put it after: 'who.jsonl'$"):
+        options.parseOptions([])
 
 
 @implementer(IListeningPort)

@@ -24,6 +24,7 @@ from hello_listen.connection import printable
 from hello_listen.networks import Networks
 from hello_listen.protocol import HelloFactory
 from hello_listen.proxied import ProxiedFactory
+from hello_listen.words import corrected, knownTypes, listenReason, parseReason
 
 BACKLOG = 2**31 - 1
 """More than any system's longest accept queue, which a longer one is cut to."""
@@ -90,8 +91,8 @@ class HelloEndpoint:
                 raise ValueError("only an endpoint with haproxy: has trusted proxies")
             if PROXIED.match(inner):
                 raise ValueError("one PROXY header is expected, not two")
-            if re.match("unix:(:|$)", inner):
-                raise ValueError("missing: 'address'")
+            if empty := re.match("(tcp6?|ssl|unix):(:|$)", inner):
+                raise ValueError(f"missing: '{'address' if empty[1] == 'unix' else 'port'}'")
             if re.match("(ssl|tls):", inner, re.I):
                 import_module("OpenSSL")
             self._endpoint = _parse(inner, reactor)
@@ -99,8 +100,9 @@ class HelloEndpoint:
             if re.match("tls:", inner, re.I):
                 _checkCertificates(inner)
         except Exception as error:
-            reason = printable(_parseReason(error)) + _hint(prefix, inner, reactor)
-            raise ValueError(f"{description!r}: {reason}") from error
+            reason = printable(parseReason(error))
+            hint = _hint(prefix, inner, reactor) or knownTypes(reason)
+            raise ValueError(f"{description!r}: {reason}{hint}") from error
 
     def listen(self, factory: Any) -> Deferred[Any]:
         """
@@ -142,7 +144,7 @@ class HelloEndpoint:
         except Exception as error:
             for port in ports:
                 port.stopListening()
-            raise ListenError(None, self.description, _listenReason(error)) from error
+            raise ListenError(None, self.description, listenReason(error)) from None
         return ports[0] if len(ports) == 1 else SeveralPorts(ports)
 
 
@@ -235,52 +237,11 @@ def _checkCertificates(description: str) -> None:
         raise ValueError(f"no certificate in any .pem file: {str(path)!r}")
 
 
-# What the parsers let through from Python, and what a person would call it.
-_WORDS = (
-    (r"((?:No module|import).* '?OpenSSL.*)", r"\1: pip install 'twisted[tls]'"),
-    (r"invalid literal for int\(\) with base \d+: (.*)", r"not a number: \1"),
-    (r".*got an unexpected keyword argument ('.*?').*", r"no such argument: \1"),
-    (r".*got multiple values for argument ('.*?').*", r"given twice: \1"),
-    (r".*missing \d+ required positional arguments?: (.*)", r"missing: \1"),
-    (r".*takes .* positional arguments? but \d+ .*given", r"too many arguments"),
-    (r"module 'socket' has no attribute 'AF_(.*)'", r"no such domain: '\1'"),
-    (r"generator raised StopIteration", r"ends in a backslash that escapes nothing"),
-)
-
-
-def _parseReason(error: Exception) -> str:
-    """Return in words why a description cannot be parsed."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename!r}"
-    for pattern, words in _WORDS:
-        if re.fullmatch(pattern, str(error), re.DOTALL):
-            return re.sub(pattern, words, str(error), flags=re.DOTALL)
-    return str(error) or type(error).__name__
-
-
 def _hint(prefix: str, description: str, reactor: Any) -> str:
     """Return what may have been meant instead, as a question, if it can be parsed."""
-    guess = re.sub(r"^(\d+)$", r"tcp:\1", description)
-    guess = re.sub(r"(?i)^([\d.]+|localhost):(\d+)$", r"tcp:\2:interface=\1", guess)
-    guess = re.sub(r"(?i)^\[([\da-f:.]+)\]:(\d+)$", r"tcp6:\2:interface=\1", guess)
-    kind, colon, arguments = guess.partition(":")
-    unescaped = r"interface=([^\\]*?)(?=:\w+=|$)"
-    guess = f"{kind.lower()}{colon}{re.sub(unescaped, _escapedInterface, arguments)}"
+    guess = corrected(description)
     if guess != description and guess.isprintable():
         with suppress(Exception):
             _parse(guess, reactor)
             return f"; did you mean '{prefix}{guess}'?"
     return ""
-
-
-def _escapedInterface(host: re.Match[str]) -> str:
-    """Return an interface argument, with the colons of an IPv6 address escaped."""
-    return "interface=" + host[1].replace(":", r"\:")
-
-
-def _listenReason(error: Any) -> str:
-    """Return why an endpoint cannot be bound."""
-    if isinstance(error, CannotListenError):
-        return _listenReason(error.socketError)
-    reason = getattr(error, "strerror", None) or str(error).rstrip(".") or type(error).__name__
-    return printable(reason)

@@ -108,6 +108,18 @@ class ObserverCalls:
         _log.error("Observer calls unfinished at the stop: {count}", count=count)
 
 
+def checkObserver(observer: Observer) -> None:
+    """
+    Refuse what cannot be called with a connection, and a class in the place of its instance.
+
+    @param observer: what is to be an observer.
+
+    @raise TypeError: it is none.
+    """
+    if not callable(observer) or isinstance(observer, type):
+        raise TypeError(f"not an observer: {observer!r}")
+
+
 def _logFailure(failure: Failure, record: Any) -> None:
     """Log what an observer raised."""
     _log.failure("Observer failed for: {connection}", failure, connection=str(record))

@@ -10,7 +10,7 @@ from twisted.internet.protocol import Protocol, ServerFactory
 from twisted.logger import Logger
 
 from hello_listen.connection import NO_EXTENSIONS, Connection, Extensions, unmapped
-from hello_listen.observing import Observer, ObserverCalls
+from hello_listen.observing import Observer, ObserverCalls, checkObserver
 
 if TYPE_CHECKING:
     from hello_listen.proxied import ProxiedProtocol
@@ -74,8 +74,7 @@ class HelloFactory(ServerFactory):
         @raise TypeError: an observer cannot be called with a connection.
         """
         for observer in observers:
-            if not callable(observer) or isinstance(observer, type):
-                raise TypeError(f"not an observer: {observer!r}")
+            checkObserver(observer)
         self.observers: tuple[Observer, ...] = observers or (logConnection,)
         self.calls = ObserverCalls()
         self.connections = 0

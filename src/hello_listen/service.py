@@ -12,7 +12,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from hello_listen.connection import addressText
-from hello_listen.endpoint import HelloEndpoint, SeveralPorts
+from hello_listen.endpoint import HelloEndpoint, ListenError, SeveralPorts
 from hello_listen.protocol import HelloFactory
 
 _log = Logger(namespace="hello_listen")
@@ -44,7 +44,10 @@ class HelloService(Service):
         @param reactor: what to listen with; by default the global reactor.
 
         @raise ValueError: a description cannot be understood.
+        @raise TypeError: the factory or the list of endpoints is something else.
         """
+        if not isinstance(factory, HelloFactory):
+            raise TypeError(f"not a HelloFactory: {factory!r}")
         if isinstance(endpoints, str):
             raise TypeError(f"endpoints are a list: [{endpoints!r}]")
         if reactor is None:
@@ -98,6 +101,9 @@ class HelloService(Service):
             if failures:
                 self.released = self._release(self._giveUp())
                 self._attempts = None
+                error = failures[0].value
+                if isinstance(error, ListenError):
+                    raise error.with_traceback(None)  # Its text says it all.
                 failures[0].raiseException()
             attempt.addCallback(self._failsLater, failures)
             self._attempts.append(attempt)
@@ -121,8 +127,9 @@ class HelloService(Service):
             whose disk is stuck have 5 each, and clients that cannot be served because descriptors
             have run out have 30.
         """
+        hasServed = bool(self.running)
         super().stopService()
-        return Deferred.fromCoroutine(self._stop())
+        return Deferred.fromCoroutine(self._stop(hasServed))
 
     def listenFailed(self, error: Exception) -> None:
         """
@@ -167,7 +174,7 @@ class HelloService(Service):
         ]
         return gatherResults(stopping)
 
-    async def _stop(self) -> None:
+    async def _stop(self, hasServed: bool) -> None:
         """Stop what is recorded, then what records it, and at last what serves the status."""
         ports = self._giveUp()
         self._attempts = None
@@ -177,7 +184,8 @@ class HelloService(Service):
         await self.factory.calls.finish(self.reactor)
         closes = [o.close for o in self.factory.observers if hasattr(o, "close")]
         closing = [maybeDeferred(close).addErrback(_logNotClosed) for close in closes]
-        if not any(await gatherResults(closing)):  # A connection log has told its own counts.
+        told = any(await gatherResults(closing))  # A connection log has told its own counts.
+        if not told and (hasServed or self.factory.connections):
             _log.info("Stopped. Connections: {count}", count=self.factory.connections)
         await self._release(status)
 

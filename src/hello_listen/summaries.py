@@ -24,7 +24,7 @@ from hello_listen.connection import (
     timestamp,
 )
 from hello_listen.networks import Networks
-from hello_listen.observing import Observer, ObserverCalls
+from hello_listen.observing import Observer, ObserverCalls, checkObserver
 
 PERIOD = 60.0
 """Seconds that a summary covers."""
@@ -122,8 +122,12 @@ class Summaries:
             not a byte was read: from a health check, or a peer that is not trusted.
         @param reactor: what keeps the time; by default the global reactor.
 
-        @raise ValueError: a network cannot be understood.
+        @raise ValueError: a network cannot be understood, or C{perClient} is negative.
+        @raise TypeError: the observer cannot be called.
         """
+        checkObserver(observer)
+        if perClient is not None and perClient < 0:
+            raise ValueError(f"perClient is negative: {perClient}")
         if reactor is None:
             from twisted.internet import reactor
         self._observer = observer

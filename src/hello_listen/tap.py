@@ -135,6 +135,9 @@ class Options(UsageOptions):
             raise UsageError("--status-host needs --status")
         path = self["connection-log"]
         if path is None:
+            own = "" if self.parent is None else str(self.parent.get("logfile"))
+            if own.endswith(".jsonl"):
+                raise UsageError(f"-l before hello-listen is twistd's log; put it after: {own!r}")
             return
         if path == "-" and self.parent is not None and not self.parent.get("nodaemon", True):
             raise UsageError("a process in the background has no standard output: twistd -n: '-'")

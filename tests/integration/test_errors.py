@@ -91,6 +91,7 @@ def check(how: str, folder: Path, arguments: list[str], named: str) -> None:
     logged = log.read_text() if how == "twistd" else ""
     assert ended.returncode == 1
     assert "Traceback" not in ended.stdout + ended.stderr + logged
+    assert "Stopped" not in ended.stdout + ended.stderr + logged
     last = (logged or ended.stdout + ended.stderr).splitlines()[-1]
     assert named.format(port) in last
     if how == "twistd":
@@ -100,6 +101,32 @@ def check(how: str, folder: Path, arguments: list[str], named: str) -> None:
         assert advice == "Please look at log file for more information."
         log.unlink()
     assert sorted(folder.iterdir()) == before
+
+
+def test_log_on_the_wrong_side(tmp_path: Path) -> None:
+    """Before C{hello-listen}, C{-l} is twistd's own log, which would never hold a record."""
+    twistd = SCRIPTS / "twistd"
+    ended = run(twistd, "-n", "-l", "who.jsonl", "--pidfile=", "hello-listen", cwd=tmp_path)
+    assert (ended.returncode, ended.stderr) == (
+        1, "hello-listen: -l before hello-listen is twistd's log; put it after: 'who.jsonl'\n"
+    )  # fmt: skip
+    assert not list(tmp_path.iterdir())
+
+
+def test_application_that_cannot_listen(tmp_path: Path) -> None:
+    """Under C{twistd -y}, the traceback is one, and ends in the reason."""
+    (tmp_path / "hello.tac").write_text(
+        "from twisted.application.service import Application\n"
+        "from hello_listen import HelloFactory, HelloService\n"
+        "application = Application('hello')\n"
+        "HelloService(HelloFactory(), ['unix:/no/such']).setServiceParent(application)\n"
+    )
+    ended = run(SCRIPTS / "twistd", "-n", "--pidfile=", "-y", "hello.tac", cwd=tmp_path)
+    assert ended.returncode == 1
+    output = ended.stdout + ended.stderr
+    assert output.count("Traceback") == 1
+    reason = "hello_listen.ListenError: No such file or directory: 'unix:/no/such'"
+    assert output.splitlines()[-1].endswith(reason)
 
 
 def test_inherited_socket_of_another_name(inherit: Start) -> None:

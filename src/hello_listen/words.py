@@ -1,0 +1,94 @@
+"""Endpoint descriptions: readable reasons for what is wrong, and hints at what was meant."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IStreamServerEndpointStringParser
+from twisted.plugin import getPlugins
+
+from hello_listen.connection import printable
+
+# Python errors that the parsers leak, and readable replacements.
+_REASONS = (
+    (r"((?:No module|import).* '?OpenSSL.*)", r"\1: pip install 'twisted[tls]'"),
+    (r"invalid literal for int\(\) with base \d+: (.*)", r"not a number: \1"),
+    (r".*got an unexpected keyword argument ('.*?').*", r"no such argument: \1"),
+    (r".*got multiple values for argument ('.*?').*", r"given twice: \1"),
+    (r".*missing \d+ required positional arguments?: (.*)", r"missing: \1"),
+    (r".*takes .* positional arguments? but \d+ .*given", r"too many arguments"),
+    (r"module 'socket' has no attribute 'AF_(.*)'", r"no such domain: '\1'"),
+    (r"generator raised StopIteration", r"ends in a backslash that escapes nothing"),
+)
+
+# host:port as other programs take it, with or without a type or a URL's scheme.
+_HOST_AND_PORT = re.compile(
+    r"(?:tcp6?:)?(?:\w+://)?(?P<host>\*?|[\d.]+|localhost|\[[\da-f:.]+\]):(?P<port>\d+)/?"
+    r"|(?:https?:)?(?P<only>\d+)",
+    re.I,
+)
+
+
+def parseReason(error: Exception) -> str:
+    """
+    Return why a description cannot be parsed.
+
+    @param error: what a parser raised.
+    """
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename!r}"
+    text = str(error)
+    for pattern, words in _REASONS:
+        if re.fullmatch(pattern, text, re.DOTALL):
+            return re.sub(pattern, words, text, flags=re.DOTALL)
+    return text or type(error).__name__
+
+
+def knownTypes(reason: str) -> str:
+    """
+    Return which types of endpoints there are, if the reason is that there is none such.
+
+    @param reason: as L{parseReason} returns it.
+    """
+    unknown = re.match("Unknown endpoint type: '(.*)'", reason)
+    if unknown is None:
+        return ""
+    plugins = {each.prefix for each in getPlugins(IStreamServerEndpointStringParser)}
+    types = {"haproxy", "ssl", "tcp", "unix"} | plugins
+    udp = "; UDP has no connections" if unknown[1].lower().startswith("udp") else ""
+    return f"{udp}; there are {', '.join(sorted(types))}"
+
+
+def corrected(description: str) -> str:
+    """
+    Return what may have been meant, which need not be an endpoint either.
+
+    @param description: what cannot be parsed.
+    """
+    found = _HOST_AND_PORT.fullmatch(description)
+    if found:
+        host, port = (found["host"] or "").strip("*"), found["port"] or found["only"]
+        kind = "tcp6" if host.startswith("[") else "tcp"
+        description = f"{kind}:{port}" + (host and f":interface={host.strip('[]')}")
+    kind, colon, arguments = description.partition(":")
+    unescaped = r"interface=([^\\]*?)(?=:\w+=|$)"
+    return f"{kind.lower()}{colon}{re.sub(unescaped, _escapedInterface, arguments)}"
+
+
+def listenReason(error: Any) -> str:
+    """
+    Return why an endpoint cannot be bound.
+
+    @param error: what was raised.
+    """
+    if isinstance(error, CannotListenError):
+        return listenReason(error.socketError)
+    reason = getattr(error, "strerror", None) or str(error).rstrip(".") or type(error).__name__
+    return printable(reason)
+
+
+def _escapedInterface(host: re.Match[str]) -> str:
+    """Return an interface argument, with the colons of an IPv6 address escaped."""
+    return "interface=" + host[1].replace(":", r"\:")
