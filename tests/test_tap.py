@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
 import socket
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from io import StringIO
 from pathlib import Path
 from types import TracebackType
@@ -325,14 +327,15 @@ def test_connection_log_of_a_process_in_the_background(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_log_before_the_command() -> None:
+@pytest.mark.parametrize("logfile", ["twistd.log", "who.jsonl"])
+def test_log_before_the_command(logfile: str) -> None:
     """A .jsonl file that twistd itself got is meant for the connection log."""
     options = Options(FakeReactor())
     options.parent = UsageOptions()
-    options.parent["logfile"] = "twistd.log"
-    options.parseOptions([])
-    options.parent["logfile"] = "who.jsonl"
-    with pytest.raises(SystemExit, match=r"is twistd's log; put it after: 'who.jsonl'$"):
+    options.parent["logfile"] = logfile
+    reason = re.escape("is twistd's log; put it after: 'who.jsonl'")
+    expected = pytest.raises(SystemExit, match=reason) if "who" in logfile else nullcontext()
+    with expected:
         options.parseOptions([])
 
 
