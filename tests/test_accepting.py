@@ -651,6 +651,80 @@ def test_where_no_handshakes_are_shown(serve: Serve, monkeypatch: pytest.MonkeyP
     assert len(server.seen) == (2 if late else 1)
 
 
+class Lingering(HelloProtocol):
+    """A protocol that reports a connection at its end, which comes when the client sends."""
+
+    def connectionMade(self) -> None:
+        """Read nothing yet."""
+        self.transport.pauseProducing()  # type: ignore[attr-defined]
+        self.ends = self.transport.getPeer(), self.transport.getHost()
+
+    def dataReceived(self, data: bytes) -> None:
+        """Answer, and end."""
+        self.transport.write(b"bye")
+        self.transport.loseConnection()
+
+    def connectionLost(self, reason: Failure | None = None) -> None:
+        """Report it."""
+        self.factory.established(*self.ends)
+
+
+Lingerers = tuple[Server, list[Lingering]]
+
+
+@pytest.fixture(params=["tcp", "unix", "inherited"])
+def lingering(serve: Serve, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Lingerers]:
+    """Return a port with another protocol, and what it builds."""
+    protocols: list[Lingering] = []
+
+    class LingeringFactory(HelloFactory):
+        def buildProtocol(self, addr: object) -> Lingering:
+            protocols.append(Lingering())
+            protocols[-1].factory = self
+            return protocols[-1]
+
+    seen: list[Connection] = []
+    hello = LingeringFactory(seen.append)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        owned = listener if request.param == "inherited" else None
+        server = serve(tmp_path / "s" if request.param == "unix" else "127.0.0.1",
+                       hello=hello, owned=owned)  # fmt: skip
+        server.seen = seen
+        yield server, protocols
+        server.stop()
+
+
+def test_connections_that_are_open_at_a_stop(lingering: Lingerers) -> None:
+    """It waits for them after the socket is closed, though nothing is read from them."""
+    server, protocols = lingering
+    client = server.connect(data=b"hello")
+    until(lambda: protocols)
+    stopped = server.port.stopListening()
+    until(lambda: server.port.disconnected)
+    waited = deferLater(reactor, 0.1)
+    until(lambda: waited.called)
+    assert not stopped.called
+    protocols[0].transport.resumeProducing()  # type: ignore[attr-defined]
+    until(lambda: stopped.called)
+    assert client.recv(10) == b"bye"
+    assert ended(client)
+    assert len(server.seen) == 1
+
+
+def test_connections_that_stay_open(lingering: Lingerers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are aborted, and their protocols know that before the stop is over."""
+    monkeypatch.setattr(drain, "CONNECTION_TIMEOUT", 0.05)
+    server, protocols = lingering
+    clients = [server.connect() for _ in range(2)]
+    until(lambda: len(protocols) == 2)
+    with capturedLogs() as events:
+        server.stop()
+    assert len(server.seen) == 2
+    assert "Connections aborted, still open 5 s after the stop: 2" in map(formatEvent, events)
+    for client in clients:
+        client.close()
+
+
 def test_unix_socket(serve: Serve, tmp_path: Path) -> None:
     """It is served in place; at the end its queue is served, and everyone else is refused."""
     server = serve(tmp_path / "s")

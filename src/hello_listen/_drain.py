@@ -1,18 +1,26 @@
-"""The end of a listening TCP socket: refuses new clients, and sees who is still on the way."""
+"""The end of a port: refuses new clients, sees who is on the way, and ends what is still open."""
 
 from __future__ import annotations
 
 import socket
 import struct
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import cache
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+
+_log = Logger(namespace="hello_listen")
 
 TABLE = "/proc/net/tcp"
 """Where Linux lists connections, those of an in-flight handshake in state 3 (proc(5))."""
+
+CONNECTION_TIMEOUT = 5.0
+"""Seconds that a stop waits for open connections of an embedder's protocol."""
 
 # Linux's ip(7) and ipv6(7).
 _IP_MINTTL, _IPV6_MINHOPCOUNT = 21, 73
@@ -92,3 +100,23 @@ def localName(family: int, host: str | None, port: int) -> bytes:
     packed = socket.inet_pton(family, host) if host else b""
     words = struct.unpack(f"={len(packed) // 4}I", packed)
     return b"".join(b"%08X" % word for word in words) + b":%04X" % port
+
+
+async def endConnections(transports: Iterable[Any], reactor: Any) -> None:
+    """
+    Wait for connections to end, and abort those that are open after L{CONNECTION_TIMEOUT}.
+
+    @param transports: the connections.
+    @param reactor: an L{IReactorTime}.
+    """
+    start = reactor.seconds()
+    while remaining := [each for each in transports if not each.disconnected]:
+        if reactor.seconds() >= start + CONNECTION_TIMEOUT:
+            _log.warn(
+                "Connections aborted, still open 5 s after the stop: {count}", count=len(remaining)
+            )
+            for transport in remaining:
+                transport.abortConnection()
+            await deferLater(reactor, 0)  # Their protocols know by now.
+            return
+        await deferLater(reactor, 0.02)

@@ -9,6 +9,7 @@ from contextlib import suppress
 from io import BytesIO
 from itertools import islice
 from typing import Any
+from weakref import WeakSet
 
 from twisted.internet.abstract import FileDescriptor
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
@@ -21,7 +22,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from hello_listen._drain import handshakes, localName, refuseNew
+from hello_listen._drain import endConnections, handshakes, localName, refuseNew
 from hello_listen.connection import addressText, unmapped
 from hello_listen.protocol import HelloFactory, HelloProtocol
 
@@ -96,6 +97,7 @@ class HelloPort(FileDescriptor):
         self._evicting = 1
         self._lastClient = self._lastWarning = -WARN
         self._stopped: Deferred[None] | None = None
+        self._transports: WeakSet[Any] = WeakSet()
 
     def fileno(self) -> int:
         """Return the descriptor of the listening socket."""
@@ -116,13 +118,15 @@ class HelloPort(FileDescriptor):
         """
         Refuse new connections, then serve the accept queue.
 
-        The queue of an inherited socket is left to other processes.
+        The queue of an inherited socket is left to other processes. Connections that a protocol
+        of one's own keeps open have 5 seconds to end; then they are aborted.
 
-        @return: a L{Deferred} that fires when the socket is closed.
+        @return: a L{Deferred} that fires when the socket is closed, and these connections are.
         """
         if self._stopped is None:
             self._stopped = Deferred()
-            Deferred.fromCoroutine(self._stop()).chainDeferred(self._stopped)
+            stopping = Deferred.fromCoroutine(self._stop())
+            stopping.addBoth(self._endConnections).chainDeferred(self._stopped)
         return self._stopped
 
     def doRead(self) -> ConnectionLost | None:
@@ -203,9 +207,11 @@ class HelloPort(FileDescriptor):
             # The reactor duplicates the descriptor: the spare one makes room for that.
             self._spare.close()  # type: ignore[union-attr]
             self._spare = None
-            self.reactor.adoptStreamConnection(
+            transport = self.reactor.adoptStreamConnection(
                 connection.fileno(), self._listener.family, self._factory
             )
+            if self._hello and transport is not None:
+                self._transports.add(transport)
         except BaseException:
             _log.failure("Connection could not be served")
             # Whatever the reactor holds of it ends as well.
@@ -288,6 +294,11 @@ class HelloPort(FileDescriptor):
         finally:
             self.connectionLost(Failure(ConnectionDone()))
 
+    def _endConnections(self, result: Any) -> Deferred[Any]:
+        """Wait for open connections, and pass on a result."""
+        ending = Deferred.fromCoroutine(endConnections(self._transports, self.reactor))
+        return ending.addCallback(lambda _: result)
+
     def _isQuiet(self, start: float) -> bool:
         """Say whether a stop and the last client are L{QUIET} seconds ago."""
         now: float = self.reactor.seconds()
@@ -299,13 +310,12 @@ class HelloPort(FileDescriptor):
 
     async def _hasInFlight(self, start: float) -> bool:
         """Say whether a stop waits for an in-flight handshake."""
-        if self.reactor.seconds() >= start + DRAIN:
+        if not self._accepts or self.reactor.seconds() >= start + DRAIN:
             return False
-        found = await handshakes(self.reactor, self._listener.family).look()
-        if found is None:
-            return not self._isQuiet(start)
         host, port = self._listener.getsockname()[:2]
-        return localName(self._listener.family, host if self._host else None, port) in found
+        name = localName(self._listener.family, host if self._host else None, port)
+        found = await handshakes(self.reactor, self._listener.family).look()
+        return not self._isQuiet(start) if found is None else name in found
 
 
 class EndedTransport(FileWrapper):

@@ -123,9 +123,9 @@ class HelloService(Service):
         Release every endpoint, close the observers, and log how many connections there were.
 
         @return: a L{Deferred} that fires when all of that is done. Where nobody comes, that is at
-            once. Handshakes that are half done have 3 seconds, coroutines of observers and a log
-            whose disk is stuck have 5 each, and clients that cannot be served because descriptors
-            have run out have 30.
+            once. In-flight handshakes have 3 seconds; connections that another protocol keeps open,
+            coroutines of observers and a log whose disk is stuck have 5 each; and clients that
+            cannot be served because descriptors have run out have 30.
         """
         hasServed = bool(self.running)
         super().stopService()

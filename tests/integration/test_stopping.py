@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from logs import counted, recorded
+from logs import counted, recorded, untilWritten
 from processes import (
     LOOPBACK,
     PATIENCE,
@@ -110,6 +110,43 @@ def test_handshakes_are_looked_up_for_all_ports(start: Start, tmp_path: Path, co
     readings = [number for number, call in enumerate(calls) if "proc" in call]
     assert 1 <= len(readings) < 10
     assert count > 1 or readings[0] == 200
+
+
+TAC = f"""
+from twisted.application.service import Application
+from hello_listen import ConnectionLog, HelloFactory, HelloProtocol, HelloService
+
+class Answering(HelloProtocol):
+    def connectionMade(self):
+        self.factory.established(self.transport.getPeer(), self.transport.getHost())
+
+    def dataReceived(self, data):
+        self.transport.write(data)
+        self.transport.loseConnection()
+
+application = Application("hello")
+factory = HelloFactory(ConnectionLog("log"))
+factory.protocol = Answering
+HelloService(factory, ["{LOOPBACK}"]).setServiceParent(application)
+"""
+
+
+def test_conversations_of_an_embedder(start: Start, tmp_path: Path) -> None:
+    """Whoever talks to a protocol of somebody else's at a stop can end that, and others cannot."""
+    (tmp_path / "hello.tac").write_text(TAC)
+    server = start("twistd", "-n", "--pidfile=", "-y", "hello.tac")
+    address = addressOf(server)
+    with socket.create_connection(address) as talking, socket.create_connection(address) as silent:
+        untilWritten(tmp_path / "log", 3)
+        server.kill(signal.SIGTERM)
+        server.expect(r"Port \d+ Closed")
+        talking.sendall(b"hello")
+        assert talking.recv(10) == b"hello"
+        with pytest.raises(ConnectionResetError):
+            silent.recv(10)
+    server.wait()
+    assert counted("\n".join(server.lines)) == (2, 2, 0)
+    assert len(recorded(tmp_path / "log")) == 2
 
 
 class Far:
