@@ -15,7 +15,7 @@ from twisted.logger import capturedLogs, formatEvent
 
 from disks import Disk, isOpen
 from hello_listen import log_file as module
-from hello_listen.log_file import LogFile
+from hello_listen.log_file import LogFile, standardStream
 from output import Output
 
 
@@ -136,6 +136,157 @@ def test_mode(tmp_path: Path) -> None:
 
 
 @pytest.mark.unix
+@pytest.mark.parametrize("mask", [0o077, 0o027, 0o000])
+def test_mode_that_is_asked_for(tmp_path: Path, mask: int) -> None:
+    """New files lack the bits of a given umask, whatever the process's own and the old file's."""
+    path = tmp_path / "log"
+    path.write_bytes(b"before\n")
+    path.chmod(0o644)
+    before = os.umask(0o022)
+    try:
+        file = LogFile(path, mask)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o644
+        for _ in range(2):
+            path.unlink()
+            file.write(b"one\n", 0)
+            assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~mask
+        file.close()
+        path.unlink()
+        LogFile(path, mask).close()
+        assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~mask
+    finally:
+        os.umask(before)
+
+
+@pytest.mark.unix
+def test_file_system_without_modes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new file is written even if its mode cannot be set, as on a FAT."""
+
+    def fchmod(file: int, mode: int) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    file = LogFile(tmp_path / "log")
+    (tmp_path / "log").unlink()
+    monkeypatch.setattr(os, "fchmod", fchmod)
+    assert file.write(b"one\n", 0) == 4
+    assert (tmp_path / "log").read_bytes() == b"one\n"
+    file.close()
+
+
+@pytest.mark.unix
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_standard_descriptor_that_is_free(tmp_path: Path, number: int) -> None:
+    """The file leaves it alone, for a daemonizing twistd would replace it."""
+    before = os.dup(number)
+    os.close(number)
+    try:
+        file = LogFile(tmp_path / "log")
+        file.reopen()
+        free = not isOpen(number)
+    finally:
+        os.dup2(before, number)
+        os.close(before)
+    assert free
+    assert file.write(b"one\n", 0) == 4
+    file.close()
+    assert (tmp_path / "log").read_bytes() == b"one\n"
+
+
+@pytest.mark.unix
+@pytest.mark.parametrize("device", ["/dev/full", "/dev/null"])
+def test_path_that_leads_to_a_device_no_longer(tmp_path: Path, device: str) -> None:
+    """The first file may be a device; the next write finds where the path leads by then."""
+    path = tmp_path / "log"
+    path.symlink_to(device)
+    file = LogFile(path)
+    file.reopen()
+    if device == "/dev/full":
+        with pytest.raises(OSError, match="No space left on device"):
+            file.write(b"one\n", 0)
+    else:
+        assert file.write(b"one\n", 0) == 4
+    assert file.stale is None
+    path.unlink()
+    path.symlink_to("target")
+    assert file.write(b"one\ntwo\n", 4) == 4
+    file.close()
+    assert (tmp_path / "target").read_bytes() == b"two\n"
+
+
+@pytest.mark.unix
+def test_path_that_leads_to_a_device(tmp_path: Path) -> None:
+    """That is no rotation: the old file is written as long as it has a name; then it fails."""
+    path, old = tmp_path / "log", tmp_path / "old"
+    file = LogFile(path)
+    assert file.write(b"one\n", 0) == 4
+    path.rename(old)
+    path.symlink_to("/dev/null")
+    with capturedLogs() as events:
+        for _ in range(2):
+            assert file.write(b"two\n", 0) == 4
+    assert [formatEvent(event) for event in events] == [
+        f"Connection log cannot be opened anew, and goes on: its path leads to a device: '{path}'"
+    ]
+    assert file.stale == (
+        "its path cannot be opened anew (its path leads to a device), "
+        "and records go to the renamed file"
+    )
+    assert old.read_bytes() == b"one\ntwo\ntwo\n"
+    old.unlink()
+    with pytest.raises(OSError, match="its path leads to a device"):
+        file.write(b"three\n", 0)
+    path.unlink()
+    assert file.write(b"three\n", 0) == 6
+    assert file.stale is None
+    file.close()
+    assert path.read_bytes() == b"three\n"
+
+
+@pytest.mark.unix
+def test_rotation_that_is_undone(tmp_path: Path) -> None:
+    """A path that leads to the open file again is as good as before."""
+    folder, moved = tmp_path / "folder", tmp_path / "moved"
+    folder.mkdir()
+    file = LogFile(folder / "log")
+    file.write(b"one\n", 0)
+    folder.rename(moved)
+    file.write(b"two\n", 0)
+    assert file.stale is not None
+    moved.rename(folder)
+    file.write(b"three\n", 0)
+    assert file.stale is None
+    file.close()
+    assert (folder / "log").read_bytes() == b"one\ntwo\nthree\n"
+
+
+@pytest.mark.unix
+def test_removed_file_that_its_path_still_leads_to(tmp_path: Path) -> None:
+    """
+    Nobody would find what is written there, so it fails, until the path leads to another file.
+
+    A file that is mounted by itself is such a path, and so is a descriptor's.
+    """
+    target = tmp_path / "target"
+    number = os.open(target, os.O_WRONLY | os.O_CREAT)
+    path = f"/proc/self/fd/{number}"
+    file = LogFile(path)
+    assert file.write(b"one\n", 0) == 4
+    target.unlink()
+    for _ in range(2):
+        with pytest.raises(OSError, match="the file was removed, and its path still leads to it"):
+            file.write(b"two\n", 0)
+    with pytest.raises(OSError, match="the file was removed"):
+        LogFile(path)
+    new = os.open(target, os.O_WRONLY | os.O_CREAT)
+    os.dup2(new, number)
+    assert file.write(b"two\n", 0) == 4
+    file.close()
+    os.close(new)
+    os.close(number)
+    assert target.read_bytes() == b"two\n"
+
+
+@pytest.mark.unix
 def test_path_out_of_reach(tmp_path: Path) -> None:
     """What is open is written to as long as it is somewhere, which is said once; then it fails."""
     folder, moved = tmp_path / "folder", tmp_path / "moved"
@@ -240,6 +391,34 @@ def test_rest_of_a_line_that_does_not_fit(tmp_path: Path, monkeypatch: pytest.Mo
     assert path.read_bytes() == b"one"
 
 
+@pytest.mark.parametrize(("room", "written"), [(8, True), (7, False), (4, False), (3, False)])
+def test_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int, written: bool
+) -> None:
+    """What is wanted whole is not written in part, even if that were whole lines."""
+    path = tmp_path / "log"
+    file = LogFile(path)
+    assert file.write(b"zero\n", 0) == 5
+    Disk(monkeypatch, room=room)
+    if written:
+        assert file.write(b"one\ntwo\n", 0, whole=True) == 8
+    else:
+        with pytest.raises(OSError, match="No space left"):
+            file.write(b"one\ntwo\n", 0, whole=True)
+    file.close()
+    assert path.read_bytes() == (b"zero\none\ntwo\n" if written else b"zero\n")
+
+
+def test_whole_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a part could not be taken back, nothing is written."""
+    noLocks(monkeypatch)
+    file = LogFile(tmp_path / "log")
+    with pytest.raises(OSError, match="No locks available"):
+        file.write(b"one\n", 0, whole=True)
+    file.close()
+    assert (tmp_path / "log").read_bytes() == b""
+
+
 @pytest.mark.unix
 def test_another_log_on_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While half a line is taken back nobody else appends, so that nothing of theirs is cut off."""
@@ -321,6 +500,18 @@ def test_standard_output(output: Output) -> None:
     os.close(reader)
 
 
+@pytest.mark.unix
+def test_standard_output_that_was_removed(tmp_path: Path, output: Output) -> None:
+    """A file behind a shell's > that has lost its name cannot be written; one without may be."""
+    output.become(os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT))
+    file = LogFile("-")
+    assert file.write(b"one\n", 0) == 4
+    (tmp_path / "log").unlink()
+    with pytest.raises(OSError, match="the file was removed"):
+        file.write(b"two\n", 0)
+    assert LogFile("-").write(b"two\n", 0) == 4
+
+
 def test_standard_output_that_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever descriptor 1 is by now, it is not standard output."""
     monkeypatch.setattr(sys, "__stdout__", None)
@@ -355,6 +546,8 @@ def test_pipe_that_does_not_block(monkeypatch: pytest.MonkeyPatch, output: Outpu
     while file.write(b"one\n", 0):
         count += 4
     assert file.write(b"one\n", 0) == 0
+    with pytest.raises(BlockingIOError):
+        file.write(b"one\n", 0, whole=True)
     assert len(os.read(reader, count)) == count
     assert file.write(b"one\n", 0) == 4
     os.close(reader)
@@ -365,6 +558,23 @@ def test_pipe_that_nobody_reads(fifo: Path) -> None:
     """It is an error at the start, instead of a process that waits for ever."""
     with pytest.raises(OSError, match="No such device or address"):
         LogFile(fifo)
+
+
+@pytest.mark.unix
+def test_pipe_whose_name_is_gone(fifo: Path, reader: int) -> None:
+    """It goes on in the pipe as long as that is read, or until another has its name."""
+    file = LogFile(fifo)
+    fifo.unlink()
+    assert file.write(b"one\n", 0) == 4
+    os.mkfifo(fifo)
+    with pytest.raises(OSError, match="No such device or address"):
+        file.write(b"two\n", 0)
+    other = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    assert file.write(b"two\n", 0) == 4
+    assert [os.read(each, 100) for each in (reader, other)] == [b"one\n", b"two\n"]
+    file.close()
+    os.close(reader)
+    os.close(other)
 
 
 @pytest.mark.unix
@@ -424,3 +634,39 @@ def test_somebody_else_who_locks_the_file(tmp_path: Path, monkeypatch: pytest.Mo
             assert file.write(b"hello\n", 0) == 6
     file.close()
     assert (tmp_path / "log").read_bytes() == 2 * b"hello\n"
+
+
+@pytest.mark.unix
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("-", 1),
+        ("/dev/stdin", 0),
+        ("/dev/stdout", 1),
+        ("/dev/stderr", 2),
+        ("/dev/fd/1", 1),
+        ("/proc/self/fd/2", 2),
+        ("/proc/thread-self/fd/1", 1),
+        ("/proc/{pid}/fd/1", 1),
+        ("/proc/self/../self/fd/1", 1),
+        ("link", 1),
+        ("folder/link", 1),
+        ("/proc/self/fd/10", None),
+        ("/proc/1/fd/1", None),
+        ("1", None),
+        ("/dev/null", None),
+        ("loop", None),
+        ("missing/log", None),
+    ],
+)
+def test_standard_stream(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, expected: int | None
+) -> None:
+    """Whatever links lead to a standard descriptor, it is known; nothing else is."""
+    monkeypatch.chdir(tmp_path)
+    Path("folder").symlink_to(".")
+    Path("link").symlink_to("folder/other")
+    Path("other").symlink_to("/dev/stdout")
+    Path("loop").symlink_to("loop")
+    Path("1").write_bytes(b"")
+    assert standardStream(path.format(pid=os.getpid())) == expected
