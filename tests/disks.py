@@ -16,6 +16,7 @@ class Disk:
     Stands in for os.write and os.open, as a disk does: with so much room, and an error beyond it.
 
     @ivar room: how many bytes may still be written.
+    @ivar reclaims: whether what is cut off makes room again.
     @ivar refusals: how many writes there was no room for.
     @ivar opened: how often something was opened, or could not be.
     @ivar writing: whether a write is going on.
@@ -25,11 +26,12 @@ class Disk:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, room: int = 10**9) -> None:
         self.room = room
         self.refusals = self.opened = 0
-        self.writing = False
+        self.reclaims = self.writing = False
         self.file = -1
         self._changed = threading.Condition()
-        self._write, self._open = os.write, os.open
+        self._write, self._truncate, self._open = os.write, os.ftruncate, os.open
         monkeypatch.setattr(os, "write", self.write)
+        monkeypatch.setattr(os, "ftruncate", self.truncate)
         monkeypatch.setattr(os, "open", self.open)
 
     def write(self, file: int, data: Any) -> int:
@@ -46,6 +48,12 @@ class Disk:
         finally:
             self.writing = False
             self._tell()
+
+    def truncate(self, file: int, size: int) -> None:
+        """Cut a file."""
+        if self.reclaims:
+            self.room += os.fstat(file).st_size - size
+        self._truncate(file, size)
 
     def open(self, *args: Any, **kwargs: Any) -> int:
         """Open a file, and keep its descriptor."""

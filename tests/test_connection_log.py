@@ -20,6 +20,7 @@ from zope.interface import implementer
 from disks import Disk, isOpen
 from hello_listen import Connection, ConnectionLog, HelloFactory, __version__
 from hello_listen import connection_log as module
+from hello_listen.log_file import LogFile
 from hello_listen.summaries import Summary
 from output import Output
 from reactors import FakeReactor
@@ -75,6 +76,7 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Try again at once; leave no thread behind that speaks while the next test listens."""
     monkeypatch.setattr(module, "RETRY", 0.001)
     monkeypatch.setattr(module, "HELD", 0.001)
+    monkeypatch.setattr(module, "STUCK", 3600)
     before = threading.enumerate()
     yield
     untilThreadsEnd(before)
@@ -83,7 +85,7 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def untilThreadsEnd(before: Sequence[threading.Thread]) -> None:
     """Wait until no log writes any more, but for those of other tests that failed."""
     for thread in threading.enumerate():
-        if thread.name == "connection log" and thread not in before:
+        if thread.name.startswith("connection log") and thread not in before:
             thread.join(20)
             assert not thread.is_alive()
 
@@ -99,6 +101,14 @@ def giveUp(log: ConnectionLog, reactor: FakeReactor) -> None:
     assert not closed.called
     reactor.advance(module.CLOSING)
     assert closed.called
+
+
+def giveUpLines(log: ConnectionLog, reactor: FakeReactor) -> None:
+    """Close a log that cannot be written, until it has tried to write the last lines."""
+    closed = log.close()
+    reactor.advance(module.CLOSING - module.LAST)
+    assert not closed.called
+    reactor.wait(closed)
 
 
 def test_room_while_it_closes(
@@ -167,6 +177,9 @@ def test_records(tmp_path: Path, reactor: FakeReactor, said: Said) -> None:
         "service.version": __version__,
         "process.pid": os.getpid(),
         "host.name": socket.gethostname(),
+        "host.boot.id": Path("/proc/sys/kernel/random/boot_id").read_text()[:-1],
+        "process.pid_namespace": int(os.readlink("/proc/self/ns/pid")[len("pid:[") : -1]),
+        "process.start_ticks": int(Path("/proc/self/stat").read_text().rsplit(")")[1].split()[19]),
     }
     assert closed == {
         "message": "Connection log closed",
@@ -175,6 +188,7 @@ def test_records(tmp_path: Path, reactor: FakeReactor, said: Said) -> None:
         "recorded": 100,
         "summarized": 0,
         "lost": 0,
+        "sequence.last": 100,
     }
     assert said.texts == ["Connections: 100, recorded: 100, summarized: 0, lost: 0"]
     assert log.waiting == 0
@@ -580,3 +594,262 @@ def test_closing_closes_the_file(
     assert isOpen(disk.file)
     close(log, reactor)
     assert not isOpen(disk.file)
+
+
+@pytest.mark.unix
+def test_process_that_the_system_does_not_tell_of(
+    tmp_path: Path, reactor: FakeReactor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a chroot without /proc, the log begins with what is known."""
+    monkeypatch.setattr(module, "PROC", tmp_path / "proc")
+    log = ConnectionLog(tmp_path / "log", reactor=reactor)
+    reactor.run()
+    close(log, reactor)
+    opened, closed = records(tmp_path / "log")
+    assert opened.keys() == {
+        "timestamp",
+        "message",
+        "service.instance.id",
+        "service.version",
+        "process.pid",
+        "host.name",
+    }
+    assert closed["sequence.last"] == 0
+
+
+class Watched:
+    """A clock that a test sets, and that tells when the log looks for records that wait."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        self._looks = threading.Semaphore(0)
+        monkeypatch.setattr(module, "monotonic", self.read)
+        monkeypatch.setattr(module, "STUCK", 0.01)
+
+    def read(self) -> float:
+        """Return the time."""
+        if threading.current_thread().name == "connection log watch":
+            self._looks.release()
+        return self.now
+
+    def wait(self, count: int) -> None:
+        """Wait until the log has looked so often."""
+        for _ in range(count):
+            assert self._looks.acquire(timeout=20)
+
+
+@pytest.mark.unix
+def test_write_that_is_stuck(
+    fifo: Path, reader: int, reactor: FakeReactor, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While records wait for too long, the log fails, which is said once, as is its end."""
+    watched = Watched(monkeypatch)
+    log = ConnectionLog(fifo, reactor=reactor)
+    for _ in range(3000):
+        log(CONNECTION)
+    watched.wait(2)
+    assert log.failing is None
+    watched.now += 1
+    said.wait("Connection log failed")
+    assert log.failing == "records have waited for 0.01 seconds"
+    os.set_blocking(reader, True)
+    with open(reader) as lines:
+        for _ in range(3001):
+            lines.readline()
+        watched.now += 1
+        said.wait("Connection log works again")
+        assert log.failing is None
+        close(log, reactor)
+    assert said.texts == [
+        "Connection log failed, records are kept in memory: "
+        f"records have waited for 0.01 seconds: {str(fifo)!r}",
+        f"Connection log works again: {str(fifo)!r}",
+        "Connections: 3000, recorded: 3000, summarized: 0, lost: 0",
+    ]
+
+
+def test_log_that_has_nothing_to_write(
+    tmp_path: Path, reactor: FakeReactor, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long nobody connects, that is no failure."""
+    watched = Watched(monkeypatch)
+    disk = Disk(monkeypatch)
+    log = ConnectionLog(tmp_path / "log", reactor=reactor)
+    log(CONNECTION)
+    for _ in range(2):
+        settle(log, disk)
+        watched.now += 3600
+        watched.wait(1)
+    close(log, reactor)
+    assert said.texts == ["Connections: 1, recorded: 1, summarized: 0, lost: 0"]
+
+
+def test_opening_that_is_stuck(
+    tmp_path: Path, reactor: FakeReactor, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Records that nobody has begun to write may wait no longer than others."""
+    log = ConnectionLog(tmp_path / "log", reactor=reactor)
+    monkeypatch.setattr(module, "STUCK", 0.01)
+    stuck, goesOn = threading.Event(), threading.Event()
+
+    def reopen(file: LogFile) -> None:
+        """Open a file on a disk that does not answer."""
+        stuck.set()
+        assert goesOn.wait(20)
+
+    monkeypatch.setattr(LogFile, "reopen", reopen)
+    reactor.run()
+    log.reopen()
+    assert stuck.wait(20)
+    log(CONNECTION)
+    said.wait("Connection log failed, records are kept in memory: records have waited")
+    goesOn.set()
+    close(log, reactor)
+    assert said.texts[-1] == "Connections: 1, recorded: 1, summarized: 0, lost: 0"
+
+
+@pytest.mark.parametrize(
+    ("room", "written"),
+    [
+        (10**6, ["Connections not recorded", "Connection log closed"]),
+        (250, ["Connection log closed"]),
+        (100, []),
+    ],
+)
+def test_last_lines(
+    tmp_path: Path,
+    reactor: FakeReactor,
+    said: Said,
+    monkeypatch: pytest.MonkeyPatch,
+    room: int,
+    written: list[str],
+) -> None:
+    """What was lost at the end stands there, as far as there is room for whole lines."""
+    path = tmp_path / "log"
+    disk = Disk(monkeypatch)
+    log = ConnectionLog(path, kept=3 * LENGTH, reactor=reactor)
+    reactor.run()
+    settle(log, disk)
+    monkeypatch.setattr(module, "RETRY", 3600)
+    disk.room = LENGTH + 7
+    for _ in range(3):
+        log(CONNECTION)
+    said.wait("Connection log failed")
+    log(SUMMARY)
+    log(SUMMARY)
+    disk.room, disk.reclaims = room, True
+    giveUpLines(log, reactor)
+    assert sequences(path) == [*BEFORE, 1, *written]
+    assert said.texts[-1] == "Connections: 23, recorded: 1, summarized: 0, lost: 22"
+    lines = {line.pop("message"): line for line in records(path)}
+    if "Connections not recorded" in written:
+        missing = lines["Connections not recorded"]
+        del missing["timestamp"], missing["service.instance.id"]
+        assert missing == {
+            "count": 4,
+            "connections": 22,
+            "sequence.first": 2,
+            "sequence.last": 5,
+        }
+    if written:
+        closed = lines["Connection log closed"]
+        del closed["timestamp"], closed["service.instance.id"]
+        assert closed == {
+            "connections": 23,
+            "recorded": 1,
+            "summarized": 0,
+            "lost": 22,
+            "sequence.last": 5,
+        }
+
+
+def test_last_line_after_all_records(
+    tmp_path: Path, reactor: FakeReactor, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where only the end of the log could not be written, nothing is missing."""
+    path = tmp_path / "log"
+    disk = Disk(monkeypatch)
+    log = ConnectionLog(path, reactor=reactor)
+    log(CONNECTION)
+    settle(log, disk)
+    monkeypatch.setattr(module, "RETRY", 3600)
+    disk.room = 0
+    closed = log.close()
+    said.wait("Connection log failed")
+    disk.room = 10**6
+    reactor.advance(module.CLOSING - module.LAST)
+    reactor.wait(closed)
+    assert sequences(path) == [*BEFORE, 1, *AFTER]
+    assert records(path)[-1]["lost"] == 0
+
+
+@pytest.mark.unix
+def test_last_lines_after_half_a_line(
+    fifo: Path, reader: int, reactor: FakeReactor, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They begin a line of their own."""
+    disk = Disk(monkeypatch)
+    log = ConnectionLog(fifo, reactor=reactor)
+    reactor.run()
+    settle(log, disk)
+    monkeypatch.setattr(module, "RETRY", 3600)
+    disk.room = 7
+    log(CONNECTION)
+    said.wait("Connection log failed")
+    disk.room = 10**6
+    giveUpLines(log, reactor)
+    with open(reader) as lines:
+        opened, torn, missing, closed = lines.read().splitlines()
+    assert torn == '{"times'
+    assert [json.loads(line)["message"] for line in (opened, missing, closed)] == [
+        *BEFORE,
+        "Connections not recorded",
+        *AFTER,
+    ]
+
+
+@pytest.mark.unix
+def test_path_that_cannot_be_opened_anew(
+    tmp_path: Path, reactor: FakeReactor, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a rotation, the log fails until its path can be opened; no record is lost."""
+    folder, old = tmp_path / "folder", tmp_path / "old"
+    folder.mkdir()
+    path = folder / "log"
+    disk = Disk(monkeypatch)
+    log = ConnectionLog(path, reactor=reactor)
+    log(CONNECTION)
+    settle(log, disk)
+    path.rename(old)
+    folder.rmdir()
+    log(CONNECTION)
+    said.wait("Connection log cannot be opened anew, and goes on")
+    settle(log, disk)
+    assert log.failing == (
+        "its path cannot be opened anew (No such file or directory), "
+        "and records go to the renamed file"
+    )
+    folder.mkdir()
+    log(CONNECTION)
+    disk.until(path.exists)
+    settle(log, disk)
+    assert log.failing is None
+    close(log, reactor)
+    assert sequences(old) == [*BEFORE, 1, 2]
+    assert sequences(path) == [3, *AFTER]
+
+
+def test_thread_that_cannot_start_is_a_failure(
+    tmp_path: Path, reactor: FakeReactor, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as there is no thread, nothing is written."""
+    log = ConnectionLog(tmp_path / "log", reactor=reactor)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", cannotStart)
+        with pytest.raises(RuntimeError):
+            log(CONNECTION)
+    assert log.failing == "can't start new thread"
+    log(CONNECTION)
+    said.wait("Connection log works again")
+    assert log.failing is None
+    close(log, reactor)

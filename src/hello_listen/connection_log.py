@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from json import dumps, loads
+from json import dumps
+from pathlib import Path
 from threading import Event, Lock, Thread
 from time import monotonic, time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import uuid4
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 import hello_listen
-from hello_listen.connection import MESSAGE, SUMMARIZED, Connection, timestamp
+from hello_listen.connection import Connection, timestamp
 from hello_listen.log_file import LogFile
 
 if TYPE_CHECKING:
@@ -34,18 +35,37 @@ LINES = 5000
 RETRY = 0.5
 """Seconds between attempts to write what could not be written."""
 
+STUCK = 2.0
+"""Seconds that a record may wait before the log says that it fails."""
+
 HELD = 2.0
 """Seconds without a failure after which the log says that it works again."""
 
 CLOSING = 5.0
 """Seconds that the log has at its end to write what is left."""
 
-_RECORDED = f'"message": "{MESSAGE}"'.encode()
-_SUMMARIZED = f'"message": "{SUMMARIZED}"'.encode()
+LAST = 0.5
+"""Of these, the seconds for the lines that say what is lost."""
+
+PROC = Path("/proc")
+"""Where Linux tells of processes (proc(5))."""
 
 _COUNTS = "Connections: {connections}, recorded: {recorded}, summarized: {summarized}, lost: {lost}"
 
 _log = Logger(namespace="hello_listen")
+
+
+class Counts(NamedTuple):
+    """What a line accounts for: sequence numbers, and connections by what became of them."""
+
+    numbers: int
+    recorded: int = 0
+    summarized: int = 0
+    lost: int = 0
+
+
+_RECORD = Counts(1, recorded=1)
+_NOTHING = Counts(0)
 
 
 class ConnectionLog:
@@ -54,7 +74,7 @@ class ConnectionLog:
 
     Its records are numbered from 1 and carry its C{id}, so that each is accounted for: a gap is a
     loss. They are written by a thread of their own, which starts with the reactor or the first
-    record: a blocked write delays neither connections nor process exit.
+    record: a blocked write delays neither connections nor process exit. Another thread says so.
 
     @ivar id: 12 random hexadecimal digits, in every line that this log writes.
     @ivar connections: how many it was told of so far; each is, or will be, one of the next three.
@@ -62,10 +82,15 @@ class ConnectionLog:
     @ivar summarized: how many are counted in a written summary.
     @ivar lost: how many were dropped.
     @ivar waiting: how many bytes of records are kept in memory.
-    @ivar failing: why it cannot be written at the moment, or L{None}.
     """
 
-    def __init__(self, path: str | os.PathLike[str], kept: int = KEPT, reactor: Any = None) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        kept: int = KEPT,
+        reactor: Any = None,
+        umask: int | None = None,
+    ) -> None:
         """
         Open the log.
 
@@ -73,6 +98,8 @@ class ConnectionLog:
             removed; a pipe that somebody reads; or C{-} for standard output.
         @param kept: how many bytes of records to keep while they cannot be written.
         @param reactor: when it runs, the log is opened; by default the global reactor.
+        @param umask: the mode bits that new files lack; by default those of the process for the
+            first file, whose mode later ones get.
 
         @raise OSError: it cannot be opened.
         """
@@ -80,26 +107,41 @@ class ConnectionLog:
             from twisted.internet import reactor
         self.id = uuid4().hex[-12:]
         self.connections = self.recorded = self.summarized = self.lost = 0
-        self.failing: str | None = None
-        self._file = LogFile(path)
+        self._file = LogFile(path, umask)
         self._reactor = reactor
         self._kept = kept
         self._identity = f', "service.instance.id": "{self.id}", "sequence": '
         self._sequence = 0
         self._reopen = False
+        self._failure: str | None = None
         self._failedAt = 0.0
+        self._telling = Lock()
+        self._watcher: Thread | None = None
         self._thread: Thread | None = None
         self._wake = Event()
+        self._busy = Event()
         self._closing = Event()
         self._givenUp = Event()
+        self._ended = Event()
+        self._limit: Any = None
         self._closed: Deferred[ConnectionLog] = Deferred()
-        # What follows is shared with the thread, and the lock guards it.
+        # What follows is shared with the threads, and the lock guards it.
         self._lock = Lock()
         self._lines: list[str] = []
+        self._counts: list[Counts] = []
         self.waiting = 0
         self._missing: dict[str, int] = {}
+        # When the first of the lines came, and when the first of those did that are being written.
+        self._queuedAt = 0.0
+        self._takenAt: float | None = None
+        self._isTorn = False
         # Not now: a daemonizing twistd forks, and threads do not survive that.
         reactor.callWhenRunning(self._start)
+
+    @property
+    def failing(self) -> str | None:
+        """Why the log, or the file that its path leads to, cannot be written; or L{None}."""
+        return self._failure or self._file.stale
 
     def __call__(self, record: Connection | Summary) -> None:
         """
@@ -118,15 +160,22 @@ class ConnectionLog:
             self.connections += count
             if self.waiting + len(line) > self._kept:
                 self.lost += count
+                isFirst = not self._missing
                 self._miss(count)
             else:
                 if self._missing:
                     self._endMissing()
+                isFirst = not self._lines
+                if isFirst:
+                    self._queuedAt = monotonic()
                 self._lines.append(line)
+                self._counts.append(
+                    _RECORD if isinstance(record, Connection) else Counts(1, summarized=count)
+                )
                 self.waiting += len(line)
         if self._thread is None:
             self._start()
-        if not self._wake.is_set():
+        if isFirst:
             self._wake.set()
 
     def reopen(self) -> None:
@@ -147,15 +196,20 @@ class ConnectionLog:
             if self._thread is None:
                 self._file.close()
                 self._closed.callback(self)
+            else:
+                self._limit = self._reactor.callLater(CLOSING - LAST, self._givenUp.set)
             self._closed.addTimeout(CLOSING, self._reactor).addBoth(self._finish)
         return self._closed
 
     def _start(self) -> None:
-        """Start the thread, unless there is one."""
+        """Start the threads, unless they are there."""
         if self._thread is None and not self._closing.is_set():
-            thread = Thread(target=self._run, name="connection log", daemon=True)
-            thread.start()
-            self._thread = thread
+            try:
+                self._watcher = self._watcher or _started(self._watch, "connection log watch")
+                self._thread = _started(self._run, "connection log")
+            except RuntimeError as error:
+                self._failure = str(error)
+                raise
 
     def _miss(self, count: int) -> None:
         """Count a record that there is no room for; those that are missing follow each other."""
@@ -167,100 +221,212 @@ class ConnectionLog:
 
     def _endMissing(self) -> None:
         """Put a line where records are missing."""
-        self._tell("Connections not recorded", self._missing, len(self._lines))
+        counts = Counts(self._missing["count"], lost=self._missing["connections"])
+        self._tell("Connections not recorded", self._missing, counts)
         self._missing = {}
 
-    def _tell(self, message: str, fields: Mapping[str, str | int], index: int = 0) -> None:
-        """Put a line about the log itself among those that wait."""
-        head = {"timestamp": timestamp(time()), "message": message, "service.instance.id": self.id}
-        self._lines.insert(index, dumps({**head, **fields}) + "\n")
-        self.waiting += len(self._lines[index])
+    def _tell(
+        self, message: str, fields: Mapping[str, str | int], counts: Counts = _NOTHING
+    ) -> None:
+        """Put a line about the log itself behind those that wait."""
+        line = self._about(message, fields)
+        if not self._lines:
+            self._queuedAt = monotonic()
+        self._lines.append(line)
+        self._counts.append(counts)
+        self.waiting += len(line)
 
-    def _counts(self) -> dict[str, int]:
-        """Return what has become of the connections so far."""
+    def _about(self, message: str, fields: Mapping[str, str | int]) -> str:
+        """Return a line about the log itself."""
+        head = {"timestamp": timestamp(time()), "message": message, "service.instance.id": self.id}
+        return dumps({**head, **fields}) + "\n"
+
+    def _total(self) -> dict[str, int]:
+        """Return what has become of the connections so far, and the last number given out."""
         names = "connections", "recorded", "summarized", "lost"
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in names} | {"sequence.last": self._sequence}
 
     def _run(self) -> None:
         """Write batch after batch, between two lines about the log, until it is closed."""
         opened: dict[str, str | int] = {"service.version": hello_listen.__version__}
-        opened |= {"process.pid": os.getpid(), "host.name": socket.gethostname()}
+        opened |= {"process.pid": os.getpid(), "host.name": socket.gethostname(), **_process()}
         with self._lock:
             self._tell("Connection log opened", opened)
+            for queue in (self._lines, self._counts):
+                queue.insert(0, queue.pop())  # type: ignore[arg-type]
         written, closing = True, False
         while written and not closing:
             closing = self._closing.is_set()
-            while written and (batch := self._takeBatch()):
-                written = self._write(batch)
-            if written and self.failing and monotonic() >= self._failedAt + HELD:
-                self.failing = None
-                _log.info("Connection log works again: {path!r}", path=str(self._file))
+            if not self._busy.is_set():
+                self._busy.set()
+            written = self._writeLines()
+            if written and self._failure:
+                self._recover()
             if self._reopen:
                 self._reopen = False
                 with suppress(OSError):  # The next record will tell.
                     self._file.reopen()
             if not closing:
-                self._wake.wait(HELD if self.failing else None)
+                self._wake.wait(HELD if self._failure else None)
                 self._closing.wait(BATCH)
                 self._wake.clear()
         if written:
             with self._lock:
-                self._tell("Connection log closed", self._counts())
-            self._write(self._takeBatch())
+                self._tell("Connection log closed", self._total())
+            written = self._writeLines()
+        if not written:
+            self._writeLast()
         self._file.close()
+        self._end()
         self._reactor.callFromThread(self._closed.callback, self)
 
-    def _takeBatch(self) -> bytes:
-        """Return the next lines to be written."""
+    def _writeLines(self) -> bool:
+        """Write the lines that wait. Return False if the time limit came first."""
+        while True:
+            batch, counts = self._takeBatch()
+            if not batch:
+                return True
+            if not self._write(batch, counts):
+                return False
+
+    def _takeBatch(self) -> tuple[bytes, list[Counts]]:
+        """Return the next lines to be written, and what each counts."""
         with self._lock:
             if self._missing:
                 self._endMissing()
+            self._takenAt = self._queuedAt if self._lines else None
             lines, self._lines = self._lines[:LINES], self._lines[LINES:]
-        return "".join(lines).encode()
+            counts, self._counts = self._counts[:LINES], self._counts[LINES:]
+        return "".join(lines).encode(), counts
 
-    def _write(self, batch: bytes) -> bool:
+    def _write(self, batch: bytes, counts: list[Counts]) -> bool:
         """Write a batch, retrying on errors. Return False if the time limit came first."""
         start = counted = 0
         while start < len(batch):
             try:
                 written = self._file.write(batch, start)
             except OSError as error:
-                self._fail(error)
+                self._fail(error.strerror or str(error))
                 self._givenUp.wait(RETRY)
                 written = 0
             with self._lock:
-                if self._givenUp.is_set():
+                if self._ended.is_set():
                     return False
+                whole = batch.count(b"\n", start, start + written)
                 start += written
                 self.waiting -= written
-                whole = batch.rfind(b"\n", 0, start) + 1
-                self._count(batch[counted:whole])
-                counted = whole
+                self._count(counts[counted : counted + whole])
+                counted += whole
+                if self._givenUp.is_set() and start < len(batch):
+                    self._counts[:0] = counts[counted:]
+                    self._isTorn = start > 0 and batch[start - 1] != ord("\n")
+                    return False
         return True
 
-    def _count(self, lines: bytes) -> None:
-        """Count the connections in lines that were written."""
-        # Quotes within a value are escaped, so no address looks like a message.
-        self.recorded += lines.count(_RECORDED)
-        if _SUMMARIZED in lines:
-            summaries = [line for line in lines.splitlines() if _SUMMARIZED in line]
-            self.summarized += sum(loads(line)["count"] for line in summaries)
+    def _writeLast(self) -> None:
+        """Try once to write at least the end: a full disk may have room for a shorter line."""
+        with self._lock:
+            if self._ended.is_set():
+                return
+            self.lost = self.connections - self.recorded - self.summarized
+            numbers = self._missing.get("count", 0) + sum(each.numbers for each in self._counts)
+            missing = {
+                "count": numbers,
+                "connections": self._missing.get("connections", 0)
+                + sum(sum(each[1:]) for each in self._counts),
+                "sequence.first": self._sequence - numbers + 1,
+                "sequence.last": self._sequence,
+            }
+            closed = self._about("Connection log closed", self._total())
+        told = self._about("Connections not recorded", missing) if numbers else ""
+        before = "\n" if self._isTorn else ""
+        for text in (told + closed, closed):
+            with suppress(OSError):
+                self._file.write((before + text).encode(), 0, whole=True)
+                return
 
-    def _fail(self, error: OSError) -> None:
-        """Say once that nothing can be written."""
-        self._failedAt = monotonic()
-        if self.failing is None:
-            self.failing = error.strerror
-            _log.critical(
-                "Connection log failed, records are kept in memory: {reason}: {path!r}",
-                reason=error.strerror,
-                path=str(self._file),
-            )
+    def _count(self, counts: list[Counts]) -> None:
+        """Count the connections in lines that were written."""
+        records = counts.count(_RECORD)
+        self.recorded += records
+        if records < len(counts):
+            self.summarized += sum(each.summarized for each in counts)
+
+    def _fail(self, reason: str) -> None:
+        """Log the first failure only."""
+        with self._telling:
+            self._failedAt = monotonic()
+            if self._failure is None:
+                self._failure = reason
+                _log.critical(
+                    "Connection log failed, records are kept in memory: {reason}: {path!r}",
+                    reason=reason,
+                    path=str(self._file),
+                )
+
+    def _recover(self) -> None:
+        """Log that nothing has failed for a while."""
+        with self._telling:
+            if monotonic() >= self._failedAt + HELD:
+                self._failure = None
+                _log.info("Connection log works again: {path!r}", path=str(self._file))
+
+    def _watch(self) -> None:
+        """Report records that have waited for too long: a write that is stuck cannot."""
+        pause = STUCK
+        while True:
+            self._busy.wait()
+            if self._ended.wait(pause):
+                return
+            self._busy.clear()
+            now = monotonic()
+            with self._lock:
+                oldest = self._queuedAt if self._lines else None
+                if self._takenAt is not None:
+                    oldest = self._takenAt
+            if oldest is None:
+                pause = STUCK
+                continue
+            self._busy.set()
+            pause = oldest + STUCK - now
+            if pause <= 0:
+                pause = RETRY
+                self._fail(f"records have waited for {STUCK:g} seconds")
+                self._wake.set()
+
+    def _end(self) -> None:
+        """Count no more, and end the thread that watches."""
+        with self._lock:
+            self._ended.set()
+        self._busy.set()
 
     def _finish(self, _: object) -> ConnectionLog:
         """Count what is left as lost, and log the counts."""
-        with self._lock:
-            self._givenUp.set()
-            self.lost = self.connections - self.recorded - self.summarized
-        _log.info(_COUNTS, **self._counts())
+        if self._limit is not None and self._limit.active():
+            self._limit.cancel()
+        self._givenUp.set()
+        self._end()
+        self.lost = self.connections - self.recorded - self.summarized
+        _log.info(_COUNTS, **self._total())
         return self
+
+
+def _started(target: Callable[[], None], name: str) -> Thread:
+    """Start a thread that does not delay the end of the process."""
+    thread = Thread(target=target, name=name, daemon=True)
+    thread.start()
+    return thread
+
+
+def _process() -> dict[str, str | int]:
+    """Return what tells this process from all others, as far as the system tells: see proc(5)."""
+    found: dict[str, str | int] = {}
+    with suppress(OSError):
+        found["host.boot.id"] = (PROC / "sys/kernel/random/boot_id").read_text().strip()
+    with suppress(OSError):
+        found["process.pid_namespace"] = (PROC / "self/ns/pid").stat().st_ino
+    with suppress(OSError):
+        # The name, in parentheses, may hold anything; the third field follows it.
+        fields = (PROC / "self/stat").read_bytes().rpartition(b")")[2].split()
+        found["process.start_ticks"] = int(fields[22 - 3])
+    return found
