@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import socket
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -35,6 +36,7 @@ from disks import Disk
 from hello_listen import ConnectionLog, HelloFactory, ListenError, logConnection, tap
 from hello_listen.proxied import ProxiedProtocol
 from hello_listen.tap import Options, PluginService, makeService
+from output import Output
 from reactors import FakeReactor
 
 ADDRESS = IPv4Address("TCP", "192.0.2.7", 1)
@@ -309,17 +311,90 @@ def test_connection_log_that_is_no_file(fifo: Path, monkeypatch: pytest.MonkeyPa
         parse("-l", "-")
 
 
-def test_connection_log_of_a_process_in_the_background(tmp_path: Path) -> None:
-    """It cannot be standard output, which is closed; a file is opened, once all else is right."""
+@pytest.mark.unix
+def test_connection_log_that_is_a_socket(tmp_path: Path) -> None:
+    """What cannot be opened as a file is refused with another way."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "s"))
+        with pytest.raises(UsageError) as raised:
+            parse("-l", str(tmp_path / "s"))
+    assert str(raised.value) == (
+        f"neither a file nor a pipe; -l - writes to standard output: '{tmp_path}/s'"
+    )
+
+
+@pytest.mark.unix
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("-", "output"),
+        ("/dev/stdin", "input"),
+        ("/dev/stdout", "output"),
+        ("/proc/self/fd/1", "output"),
+        ("/dev/fd/2", "error"),
+    ],
+)
+def test_connection_log_of_a_process_in_the_background(
+    output: Output, path: str, name: str
+) -> None:
+    """It cannot be a standard stream, however it is named: that is /dev/null then."""
+    reader, writer = os.pipe()
+    output.become(writer)
     options = Options(FakeReactor())
     options.parent = UsageOptions()
     options.parent["nodaemon"] = 0
-    with pytest.raises(SystemExit, match=r"no standard output: twistd -n: '-'$"):
-        options.parseOptions(["-l", "-"])
+    with pytest.raises(SystemExit) as ended:
+        options.parseOptions(["-l", path])
+    assert ended.value.code == (
+        f"hello-listen: a process in the background has no standard {name}: twistd -n: {path!r}"
+    )
+    os.close(reader)
+
+
+@pytest.mark.unix
+@pytest.mark.parametrize("option", [None, "nodaemon", "debug"])
+def test_connection_log_of_a_process_in_the_foreground(output: Output, option: str | None) -> None:
+    """It can be standard output: under twist, and with twistd's options -n and -b."""
+    reader, writer = os.pipe()
+    output.become(writer)
+    for path in ("-", "/dev/stdout"):
+        options = Options(FakeReactor())
+        options.parent = UsageOptions()
+        if option is not None:
+            options.parent |= {"nodaemon": 0, option: 1}
+        options.parseOptions(["-l", path])
+        assert isinstance(options["connection-log"], ConnectionLog)
+        options["connection-log"].close()
+    os.close(reader)
+
+
+@pytest.mark.unix
+def test_umask(tmp_path: Path) -> None:
+    """twistd's option holds for the log, which is made before twistd heeds it."""
+    path = tmp_path / "log"
     options = Options(FakeReactor())
     options.parent = UsageOptions()
-    options.parseOptions(["-l", "-"])
-    assert isinstance(options["connection-log"], ConnectionLog)
+    options.parent["umask"] = 0o037
+    options.parseOptions(["-l", str(path)])
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+
+
+@pytest.mark.unix
+def test_standard_descriptors_that_are_closed() -> None:
+    """They lead to /dev/null before a reactor can take them."""
+    before = os.dup(0)
+    os.close(0)
+    try:
+        Options(FakeReactor())
+        taken = os.path.samestat(os.fstat(0), os.stat(os.devnull))
+    finally:
+        os.dup2(before, 0)
+        os.close(before)
+    assert taken
+
+
+def test_connection_log_is_opened_last(tmp_path: Path) -> None:
+    """A file is opened once all else is right."""
     with pytest.raises(UsageError, match=r"one connection log: '.*second'$"):
         parse("-l", str(tmp_path / "first"), "-l", str(tmp_path / "second"))
     with pytest.raises(UsageError, match="not a number"):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import os
+import stat
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -17,6 +20,7 @@ import hello_listen
 from hello_listen._inherited import warnOfUnserved
 from hello_listen.connection_log import ConnectionLog
 from hello_listen.endpoint import PROXIED, HelloEndpoint
+from hello_listen.log_file import standardStream
 from hello_listen.networks import Networks
 from hello_listen.process import PluginService
 from hello_listen.protocol import HelloFactory, logConnection
@@ -39,6 +43,11 @@ class Options(UsageOptions):
             twistd and twist have installed by now.
         """
         super().__init__()
+        # Standard descriptors that are closed would become the reactor's, which a daemonizing
+        # twistd replaces by /dev/null.
+        while (null := os.open(os.devnull, os.O_RDWR)) <= 2:
+            pass
+        os.close(null)
         if reactor is None:
             from twisted.internet import reactor
         self._reactor: Any = reactor
@@ -139,14 +148,29 @@ class Options(UsageOptions):
             if own.endswith(".jsonl"):
                 raise UsageError(f"-l before hello-listen is twistd's log; put it after: {own!r}")
             return
-        if path == "-" and self.parent is not None and not self.parent.get("nodaemon", True):
-            raise UsageError("a process in the background has no standard output: twistd -n: '-'")
+        parent = self.parent or {"nodaemon": True}
+        stream = standardStream(path)
+        if stream is not None and not (parent.get("nodaemon", True) or parent.get("debug")):
+            name = ("input", "output", "error")[stream]
+            raise UsageError(
+                f"a process in the background has no standard {name}: twistd -n: {path!r}"
+            )
         try:
-            self["connection-log"] = ConnectionLog(path, reactor=self._reactor)
+            self["connection-log"] = ConnectionLog(
+                path, reactor=self._reactor, umask=parent.get("umask")
+            )
         except OSError as error:
-            unread = error.errno == errno.ENXIO
-            reason = "nobody reads this pipe" if unread else error.strerror
-            raise UsageError(f"{reason}: {path!r}") from error
+            raise UsageError(f"{_openingFailed(path, error)}: {path!r}") from error
+
+
+def _openingFailed(path: str, error: OSError) -> str | None:
+    """Return why a connection log cannot be opened: open(2) has one error for several reasons."""
+    if error.errno == errno.ENXIO:
+        with suppress(OSError):
+            if stat.S_ISFIFO(os.stat(path).st_mode):
+                return "nobody reads this pipe"
+        return "neither a file nor a pipe; -l - writes to standard output"
+    return error.strerror
 
 
 def makeService(options: Options, reactor: Any = None) -> IService:
