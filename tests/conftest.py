@@ -14,6 +14,7 @@ from twisted.plugin import getPlugins
 
 from hello_listen import _inherited
 from output import Output
+from reactors import Stepping
 
 # A shell starts what it puts in the background with signals ignored, as nohup does, which what we
 # start inherits.
@@ -87,3 +88,9 @@ def output(capfd: pytest.CaptureFixture[str]) -> Iterator[Output]:
         changed = Output()
         yield changed
         changed.restore()
+
+
+@pytest.fixture
+def stepping() -> Stepping:
+    """Return a reactor whose time can be set. It stays open: a thread may still wake it."""
+    return Stepping()

@@ -1,4 +1,4 @@
-"""A reactor in memory, for tests that decide when it runs."""
+"""Reactors for tests: one in memory that runs when a test says so, one whose time can be set."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from queue import Queue
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.internet.selectreactor import SelectReactor
 from twisted.internet.testing import MemoryReactorClock
+
+HOUR = 3600.0
 
 
 class FakeReactor(MemoryReactorClock):
@@ -32,3 +35,21 @@ class FakeReactor(MemoryReactorClock):
         deferred.addBoth(results.append)
         while not results:
             self.callOne()
+
+
+class Stepping(SelectReactor):
+    """A reactor whose time, as that of Twisted's own, is the system's: somebody may set it."""
+
+    step = 0.0
+
+    def seconds(self) -> float:  # type: ignore[override]
+        """Return the time."""
+        return super().seconds() + self.step
+
+    def until(self, condition: Callable[[], object]) -> None:
+        """Turn until a condition is true."""
+        for _ in range(2000):
+            if condition():
+                return
+            self.iterate(0.01)
+        raise AssertionError("it did not come to pass")

@@ -57,6 +57,8 @@ class ObserverCalls:
         ended: Deferred[None] = Deferred()
         self._waiting.append(ended)
         self._endIfDone()
+        if ended.called:
+            return ended
         return ended.addTimeout(FINISH_TIMEOUT, reactor).addErrback(self._logUnfinished)
 
     def _follow(self, result: object, record: Any) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred
 
+from hello_listen._clock import monotonicClock
 from hello_listen.connection import (
     SUMMARIZED,
     Connection,
@@ -134,7 +135,7 @@ class Summaries:
         self._calls = ObserverCalls()
         self._perClient = perClient
         self._networks = networksByPort(networks)
-        self._reactor = reactor
+        self._clock = monotonicClock(reactor)
         # ipaddress takes 2 µs for each look.
         self._isIn = lru_cache(maxsize=CLIENTS)(self._findNetwork)
         # How many connections of each client were passed on.
@@ -169,12 +170,12 @@ class Summaries:
         """
         self._endPeriod()
         close = getattr(self._observer, "close", lambda: None)
-        return self._calls.finish(self._reactor).addCallback(lambda _: close())
+        return self._calls.finish(self._clock).addCallback(lambda _: close())
 
     def _isToldApart(self, key: str) -> bool:
         """Say whether a client has a place of its own in this period."""
         if self._end is None:
-            self._end = self._reactor.callLater(PERIOD, self._endPeriod)
+            self._end = self._clock.callLater(PERIOD, self._endPeriod)
         if len(self._clients) < CLIENTS:
             self._clients.setdefault(key, 0)
         return key in self._clients
@@ -192,6 +193,7 @@ class Summaries:
         elif summary.transport != transport:  # A PROXY header may say UDP.
             summary.transport = None
         summary.count += 1
+        summary.first = min(summary.first, time)
         summary.last = max(summary.last, time)
 
     def _isListed(self, connection: Connection) -> bool:

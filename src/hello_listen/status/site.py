@@ -12,6 +12,8 @@ from twisted.python.failure import Failure
 from twisted.web.server import Request, Site
 from zope.interface import implementer
 
+from hello_listen._clock import monotonicClock
+
 PATIENCE = 10
 """Seconds in which a client has to send a request and to take the answer."""
 
@@ -37,7 +39,7 @@ class StatusSite(WrappingFactory):
         """
         super().__init__(_Site(resource, reactor=reactor))
         self.protocol = _Client
-        self.reactor = reactor
+        self.clock = monotonicClock(reactor)
 
     def acceptableProtocols(self) -> list[bytes]:
         """Return what TLS clients may choose (ALPN)."""
@@ -80,7 +82,7 @@ class _Client(ProtocolWrapper, TimeoutMixin):
         self.transport.abortConnection()
 
     def callLater(self, period: float, func: Callable[[], object]) -> Any:
-        return self.factory.reactor.callLater(period, func)
+        return self.factory.clock.callLater(period, func)
 
     def _answered(self) -> None:
         """Let the client have its time anew, and be the last to be dropped."""

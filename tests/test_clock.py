@@ -1,0 +1,120 @@
+"""The clock that no step of the system's time delays, on a reactor whose time steps."""
+
+from __future__ import annotations
+
+import socket
+import threading
+
+import pytest
+from twisted.internet.abstract import FileDescriptor
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
+from twisted.internet.testing import MemoryReactorClock
+from zope.interface.verify import verifyObject
+
+from hello_listen._clock import MonotonicClock, monotonicClock
+from reactors import HOUR, Stepping
+
+pytestmark = pytest.mark.unix
+
+
+@pytest.mark.parametrize("step", [-HOUR, 0.0, HOUR])
+def test_steps(stepping: Stepping, step: float) -> None:
+    """A call comes when it is due, whatever happens to the system's time meanwhile."""
+    clock = MonotonicClock(stepping)
+    assert verifyObject(IReactorTime, clock)
+    made: list[str] = []
+    clock.callLater(0.05, made.append, "ours")
+    stepping.callLater(0.05, made.append, "the reactor's")
+    clock.callLater(HOUR / 2, made.append, "later")
+    start = clock.seconds()
+    stepping.step = step
+    stepping.until(lambda: "ours" in made)
+    assert clock.seconds() >= start + 0.05
+    assert ("the reactor's" in made) == (step >= 0)
+    assert "later" not in made
+
+
+def test_order(stepping: Stepping) -> None:
+    """Calls are made in the order in which they are due, and not at all if they were cancelled."""
+    clock = MonotonicClock(stepping)
+    made: list[int] = []
+    calls = [clock.callLater(delay, made.append, n) for n, delay in enumerate((0.04, 0, 0.02, 0))]
+    calls[3].cancel()
+    later = clock.callLater(HOUR, made.append, 4)
+    later.reset(0.06)
+    assert len(clock.getDelayedCalls()) == 4
+    stepping.until(lambda: len(made) == 4)
+    assert made == [1, 2, 0, 4]
+    assert not clock.getDelayedCalls()
+
+
+def test_one_thread_for_many(stepping: Stepping) -> None:
+    """As many calls as there may be ports take a few threads, not one each."""
+    clock = MonotonicClock(stepping)
+    made: list[int] = []
+    before = threading.active_count()
+    for number in range(500):
+        clock.callLater(0.05, made.append, number)
+    assert threading.active_count() - before < 50
+    stepping.until(lambda: len(made) == 500)
+    assert made == list(range(500))
+
+
+def test_call_that_fails(stepping: Stepping) -> None:
+    """Others are made all the same."""
+    clock = MonotonicClock(stepping)
+    failing = deferLater(clock, 0.01, lambda: 1 / 0)
+    made: list[int] = []
+    clock.callLater(0.01, made.append, 1)
+    clock.callLater(0.02, made.append, 2)
+    stepping.until(lambda: len(made) == 2)
+    failing.addErrback(lambda failure: failure.trap(ZeroDivisionError))
+
+
+def test_after_the_reads(stepping: Stepping) -> None:
+    """What has arrived when a call is due is read before, though a reactor's own timers are not."""
+    events: list[str] = []
+
+    class Reader(FileDescriptor):
+        def fileno(self) -> int:
+            return ours.fileno()
+
+        def doRead(self) -> None:
+            events.append(ours.recv(10).decode())
+
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        clock, reader = MonotonicClock(stepping), Reader(stepping)
+        reader.startReading()
+        for delay in (0.0, 0.02):
+            called: Deferred[None] = Deferred()
+            called.addCallback(lambda _: events.append("call"))
+            clock.callLater(delay, called.callback, None)
+            if delay:  # The process stands still, and then timers and threads come first.
+                while not clock.seconds() > clock.getDelayedCalls()[0].getTime() + 0.02:
+                    pass
+            theirs.sendall(b"data")
+            stepping.until(lambda called=called: called.called)  # type: ignore[misc]
+        reader.stopReading()
+    assert events == ["data", "call"] * 2
+
+
+def test_no_thread_to_have(stepping: Stepping, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the system gives no thread, the reactor's own timer has to do."""
+
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    made: list[int] = []
+    MonotonicClock(stepping).callLater(0.02, made.append, 1)
+    stepping.until(lambda: made)
+
+
+def test_shared(stepping: Stepping) -> None:
+    """All users of a reactor share a clock, and so its threads; a test's reactor is its own."""
+    assert monotonicClock(stepping) is monotonicClock(stepping)
+    memory = MemoryReactorClock()
+    assert monotonicClock(memory) is memory
