@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import select
 import socket
 import struct
@@ -21,7 +22,7 @@ from twisted.internet.error import ConnectionLost
 from twisted.internet.interfaces import IListeningPort, ITransport
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import deferLater
-from twisted.internet.testing import MemoryReactorClock
+from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.logger import capturedLogs, formatEvent
 from twisted.python.failure import Failure
 from zope.interface.verify import verifyClass, verifyObject
@@ -29,10 +30,11 @@ from zope.interface.verify import verifyClass, verifyObject
 from hello_listen import Connection, HelloEndpoint, HelloFactory, HelloProtocol
 from hello_listen import _drain as drain
 from hello_listen import accepting as module
+from hello_listen import proxied as proxiedModule
 from hello_listen._drain import refuseNew
 from hello_listen.accepting import PAUSE, SLICE, EndedTransport, HelloPort
 from hello_listen.connection import addressText
-from hello_listen.proxied import ProxiedFactory
+from hello_listen.proxied import ProxiedFactory, pendingHeaders
 
 pytestmark = pytest.mark.unix
 
@@ -57,15 +59,17 @@ class Server:
         make: Callable[[HelloFactory], Any] = lambda hello: hello,
         hello: HelloFactory | None = None,
         owned: socket.socket | None = None,
+        through: Any = reactor,
     ) -> None:
-        """Listen; C{make} returns what serves the connections."""
+        """Listen; C{make} returns what serves the connections, C{through} a reactor."""
         self.seen: list[Connection] = []
         self.hello = hello or HelloFactory(self.seen.append)
         factory = make(self.hello)
+        proxied = factory if isinstance(factory, ProxiedFactory) else None
         told = self.hello if make(self.hello) is not None else None
         self.twisted: Any = None
         if owned is not None:
-            self.port = HelloPort(owned.fileno(), factory, told, reactor)
+            self.port = HelloPort(owned.fileno(), factory, told, through, proxied=proxied)
         elif isinstance(interface, Path):
             self.twisted = unix.Port(bytes(interface), factory, 4096, reactor=reactor, wantPID=1)
         else:
@@ -73,7 +77,7 @@ class Server:
         if self.twisted is not None:
             self.twisted.startListening()
             fileno = self.twisted.fileno()
-            self.port = HelloPort(fileno, factory, told, reactor, self.twisted)
+            self.port = HelloPort(fileno, factory, told, through, self.twisted, proxied)
         self.factory = factory
         self.port.startListening()
 
@@ -123,7 +127,7 @@ def ended(client: socket.socket) -> bool:
 
 def proxied(hello: HelloFactory) -> ProxiedFactory:
     """Return what reads PROXY headers for a factory."""
-    return ProxiedFactory(hello, reactor)
+    return ProxiedFactory(hello, pendingHeaders(reactor))
 
 
 @pytest.mark.parametrize(
@@ -177,7 +181,7 @@ def test_slices(serve: Serve) -> None:
     server = serve(make=proxied)
     clients = [server.connect(data=HEADER) for _ in range(SLICE + 1)]
     server.port.doRead()
-    assert len(server.hello.waiting) == SLICE
+    assert server.factory.waiting == SLICE
     until(lambda: len(server.seen) == SLICE + 1)
     assert {connection.clientAddress for connection in server.seen} == {"192.0.2.7"}
     assert all(map(ended, clients))
@@ -222,8 +226,24 @@ def test_what_cannot_be_served(serve: Serve, known: bool) -> None:
     with capturedLogs() as events:
         until(lambda: events)
     assert ended(client)
-    assert formatEvent(events[0]) == "Connection could not be served"
+    line = formatEvent(events[0])
+    assert re.fullmatch(
+        r"Connection could not be served: \S*SystemExit: no context \(.*\.py:\d+\)", line
+    )
     assert [connection.error for connection in server.seen] == ["failed"] * known
+
+
+def test_failures_do_not_fill_the_log(serve: Serve) -> None:
+    """What fails for each client, as a bad TLS context does, is one line in all."""
+    server = serve()
+    server.port._inPlace = False
+    server.port._factory = Factory.forProtocol(FailingProtocol)
+    clients = [server.connect() for _ in range(5)]
+    with capturedLogs() as events:
+        until(lambda: len(server.seen) == 5)
+    assert all(map(ended, clients))
+    assert len(events) == 1
+    assert "log_failure" not in events[0]
 
 
 def test_recorded_once_though_it_failed(serve: Serve) -> None:
@@ -258,7 +278,70 @@ def test_reset_in_the_queue(serve: Serve, data: bytes) -> None:
     assert connection.clientPort == (1 if data else port)
     assert connection.serverPort == (2 if data else server.port.getHost().port)  # type: ignore[attr-defined]
     assert not events
-    assert not server.hello.waiting
+    assert not server.factory.waiting
+
+
+class Between:
+    """A reactor that lets something happen before one of its methods is called."""
+
+    def __init__(self, name: str, happen: Callable[[], object]) -> None:
+        """Call a function each time before the method of a name."""
+        self._name, self._happen = name, happen
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what the reactor has."""
+        if name == self._name:
+            self._happen()
+        return getattr(reactor, name)
+
+
+# Twisted leaves a socket to the garbage collector where a connection cannot be adopted.
+leavesSocket = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+
+
+@leavesSocket
+@pytest.mark.parametrize("make", [lambda hello: hello, proxied], ids=["subclass", "haproxy"])
+@pytest.mark.parametrize("data", [HEADER, b""])
+def test_reset_while_it_is_handed_over(serve: Serve, make: Any, data: bytes) -> None:
+    """It makes no difference whether a client resets before the reactor looks, or just then."""
+
+    class Subclass(HelloFactory):
+        pass
+
+    def reset() -> None:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+
+    seen: list[Connection] = []
+    through = Between("adoptStreamConnection", reset)
+    server = serve(make=make, hello=Subclass(seen.append), through=through)
+    client = server.connect(data=data)
+    name = client.getsockname()[1]
+    with capturedLogs() as events:
+        until(lambda: seen)
+    assert not events
+    named = make is proxied and data
+    assert [connection.clientPort for connection in seen] == [1 if named else name]
+    why = "proxy_header_incomplete" if make is proxied and not data else None
+    assert [connection.error for connection in seen] == [why]
+
+
+@leavesSocket
+def test_protocol_that_fails_as_a_reset_would(serve: Serve) -> None:
+    """A protocol that was built and raises an OSError is not built again."""
+    built: list[object] = []
+
+    class Failing(Factory):
+        def buildProtocol(self, address: object) -> Any:
+            built.append(address)
+            raise OSError(errno.ENOTCONN, "not connected")
+
+    server = serve(make=lambda hello: Failing())
+    client = server.connect()
+    with capturedLogs() as events:
+        until(lambda: events)
+    assert ended(client)
+    assert len(built) == 1
 
 
 @pytest.mark.parametrize("error", [RuntimeError, OSError])
@@ -278,7 +361,8 @@ def test_reset_before_another_protocol_looks(serve: Serve, error: type[Exception
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     with capturedLogs() as events:
         until(lambda: lost)
-    assert [formatEvent(event) for event in events] == ["Connection could not be served"]
+    [line] = map(formatEvent, events)
+    assert line.startswith(f"Connection could not be served: {error.__name__}")
 
 
 @pytest.mark.parametrize("reset", [True, False])
@@ -340,7 +424,7 @@ def test_header_on_its_way_at_a_stop(
     monkeypatch.setattr(module, "DRAIN", drain)
     server = serve(make=proxied)
     client = server.connect()
-    until(lambda: server.hello.waiting)
+    until(lambda: server.factory.waiting)
     waited = deferLater(reactor, 0.1)
     until(lambda: waited.called)
     stopped = server.port.stopListening()
@@ -420,7 +504,7 @@ def test_out_of_descriptors(serve: Serve, make: Any) -> None:
     ]
 
 
-Silent = tuple[list[Connection], HelloFactory, Server, list[socket.socket]]
+Silent = tuple[list[Connection], Server, Server, list[socket.socket]]
 
 
 @pytest.fixture
@@ -430,42 +514,163 @@ def besideSilent(serve: Serve) -> Silent:
     hello = HelloFactory(seen.append)
     behind, plain = serve(make=proxied, hello=hello), serve(hello=hello)
     silent = [behind.connect() for _ in range(4)]
-    until(lambda: len(hello.waiting) == 4)
-    return seen, hello, plain, silent
+    until(lambda: behind.factory.waiting == 4)
+    return seen, behind, plain, silent
 
 
 def test_making_room(besideSilent: Silent) -> None:
-    """Where descriptors lack, the oldest makes room whose header has not arrived."""
-    seen, _, plain, silent = besideSilent
+    """Where descriptors lack, one client costs the oldest silent one its place, and no other."""
+    seen, behind, plain, silent = besideSilent
     client = plain.connect()
     with Hog():
-        plain.port.doRead()
-        silent[0].sendall(HEADER)
         silent[1].sendall(b"PROXY")
-        assert not seen
-        until(lambda: len(seen) == 3)
-    named, evicted, served = seen
-    assert named.clientAddress == "192.0.2.7"
-    assert evicted.clientPort == silent[1].getsockname()[1]
+        until(lambda: any(connection.error is None for connection in seen))
+    evicted, served = seen
+    assert evicted.clientPort == silent[0].getsockname()[1]
     assert evicted.error == "proxy_header_evicted"
     assert served.clientPort == client.getsockname()[1]
     assert ended(client)
     for socket_ in silent:
         socket_.close()
-    until(lambda: len(seen) == 5)
+    until(lambda: not behind.factory.waiting)
 
 
-def test_no_more_room_than_needed(besideSilent: Silent) -> None:
-    """One client costs one silent client its place, and not those behind it theirs."""
-    seen, hello, plain, silent = besideSilent
+@pytest.mark.parametrize("late", [False, True])
+def test_header_makes_room(
+    besideSilent: Silent, monkeypatch: pytest.MonkeyPatch, late: bool
+) -> None:
+    """A header that has arrived, or arrives in time, costs nobody the place."""
+    monkeypatch.setattr(proxiedModule, "EVICTION_AGE", 20 if late else 0)
+    seen, behind, plain, silent = besideSilent
     client = plain.connect()
     with Hog():
-        until(lambda: any(connection.error is None for connection in seen))
-    assert [connection.error for connection in seen] == ["proxy_header_evicted", None]
+        plain.port.doRead()
+        if late:
+            waited = deferLater(reactor, 0.1)
+            until(lambda: waited.called)
+        silent[2].sendall(HEADER)
+        assert not seen
+        until(lambda: len(seen) == 2)
+    named, served = seen
+    assert named.clientAddress == "192.0.2.7"
+    assert served.clientPort == client.getsockname()[1]
     assert ended(client)
     for socket_ in silent:
         socket_.close()
-    until(lambda: not hello.waiting)
+    until(lambda: not behind.factory.waiting)
+
+
+def test_shortage_that_lasts(besideSilent: Silent, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More silent clients than there is room for have less time, and others need not wait long."""
+    monkeypatch.setattr(proxiedModule, "EVICTION_AGE", 0.1)
+    monkeypatch.setattr(proxiedModule, "SHORTAGE_EVICTION_AGE", 0)
+    seen, behind, _, silent = besideSilent
+    clients = [behind.connect() for _ in range(40)]
+    with Hog():
+        until(lambda: len(seen) >= 40)
+        # Nobody waits in the queue now.
+        waited = deferLater(reactor, 0.2)
+        until(lambda: waited.called)
+    silents = [each.getsockname()[1] for each in silent + clients]
+    assert [connection.clientPort for connection in seen] == silents[: len(seen)]
+    assert len(seen) < len(silents)
+    for each in silent + clients:
+        each.close()
+    until(lambda: not behind.factory.waiting)
+
+
+def test_subclass_that_fails_at_an_eviction(serve: Serve) -> None:
+    """The port accepts on, everybody is counted, and the stop is prompt."""
+
+    class Failing(HelloFactory):
+        def established(self, *arguments: Any, **facts: Any) -> None:
+            if facts.get("error") == "proxy_header_evicted":
+                raise RuntimeError
+            super().established(*arguments, **facts)
+
+    seen: list[Connection] = []
+    hello = Failing(seen.append)
+    server = serve(make=proxied, hello=hello)
+    silent = [server.connect() for _ in range(4)]
+    until(lambda: server.factory.waiting == 4)
+    client = server.connect(data=HEADER)
+    with capturedLogs() as events, Hog():
+        until(lambda: any(connection.error is None for connection in seen))
+    assert ended(client)
+    assert "Connection could not be reported" in map(formatEvent, events)
+    server.stop()
+    assert hello.connections == len(seen) == 5
+    for each in silent:
+        with each, suppress(ConnectionResetError):
+            assert each.recv(1) == b""
+
+
+def test_transport_that_fails_at_an_eviction(serve: Serve) -> None:
+    """The port accepts on, and others make room."""
+
+    class Broken(StringTransport):
+        def abortConnection(self) -> None:
+            raise RuntimeError
+
+    server = serve(make=proxied)
+    broken = server.factory.buildProtocol(None)
+    broken.makeConnection(Broken())
+    silent = [server.connect() for _ in range(2)]
+    until(lambda: server.factory.waiting == 3)
+    client = server.connect(data=HEADER)
+    with capturedLogs() as events, Hog():
+        until(lambda: any(connection.error is None for connection in server.seen))
+    assert ended(client)
+    assert "Pause ended early" in map(formatEvent, events)
+    assert len(server.seen) == 4
+    for each in silent:
+        each.close()
+
+
+def test_reactor_without_memory(serve: Serve) -> None:
+    """A port that cannot be read from again after a pause is so a little later."""
+    refusals = [OSError(errno.ENOMEM, "Cannot allocate memory")]
+
+    def refuse() -> None:
+        if paused and refusals:
+            raise refusals.pop()
+
+    paused: list[bool] = []
+    server = serve(through=Between("addReader", refuse))
+    client = server.connect()
+    with capturedLogs(), Hog():
+        server.port.doRead()
+        paused.append(True)
+    until(lambda: server.seen)
+    assert ended(client)
+    assert not refusals
+
+
+def test_nobody_makes_room_for_nobody(besideSilent: Silent) -> None:
+    """After the last client of a queue, descriptors are not looked for, nor is that a warning."""
+    seen, behind, _, silent = besideSilent
+    client = behind.connect(data=HEADER)
+    with Hog() as hog, capturedLogs() as events:
+        hog.release(2)
+        until(lambda: seen)
+        waited = deferLater(reactor, 0.3)
+        until(lambda: waited.called)
+    assert [connection.error for connection in seen] == [None]
+    assert not events
+    assert ended(client)
+    for each in silent:
+        each.close()
+    until(lambda: not behind.factory.waiting)
+
+
+def test_stop_waits_for_its_own_headers_only(besideSilent: Silent) -> None:
+    """A port whose own clients have all been served does not wait for those of another."""
+    _, behind, plain, silent = besideSilent
+    plain.stop()
+    assert behind.factory.waiting == 4
+    for each in silent:
+        each.close()
+    until(lambda: not behind.factory.waiting)
 
 
 def test_aborted_before_it_was_accepted(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -745,7 +950,7 @@ def test_stopped_unix_socket_does_not_spin(serve: Serve, tmp_path: Path) -> None
     """Nobody is looked for after the queue, though a header is still waited for."""
     server = serve(tmp_path / "s", make=proxied)
     client = server.connect()
-    until(lambda: server.hello.waiting)
+    until(lambda: server.factory.waiting)
     stopped = server.port.stopListening()
     until(lambda: server.port not in reactor.getReaders())
     assert not stopped.called
@@ -824,7 +1029,7 @@ def test_unix_socket_that_cannot_be_removed(tmp_path: Path) -> None:
     """The factory stops all the same, so that connections without a header are recorded."""
     server = Server(tmp_path / "s", make=proxied)
     client = server.connect()
-    until(lambda: server.hello.waiting)
+    until(lambda: server.factory.waiting)
     os.unlink(tmp_path / "s")
     failures: list[Failure] = []
     stopped = server.port.stopListening().addErrback(failures.append)
@@ -867,7 +1072,7 @@ def test_inherited_socket_behind_a_proxy() -> None:
     with socket.create_server(("127.0.0.1", 0)) as owned, ExitStack() as stack:
         server = Server(owned=owned, make=proxied)
         clients = [stack.enter_context(server.connect()) for _ in range(2)]
-        until(lambda: len(server.hello.waiting) == 2)
+        until(lambda: server.factory.waiting == 2)
         stopped = server.port.stopListening()
         later = stack.enter_context(server.connect(data=HEADER))
         clients[0].sendall(HEADER)

@@ -11,6 +11,8 @@ from ipaddress import IPv4Address as V4
 from ipaddress import IPv6Address as V6
 from ipaddress import ip_address
 from itertools import pairwise
+from time import time
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -18,19 +20,29 @@ from hypothesis import strategies as st
 from proxyprotocol.detect import ProxyProtocolDetect
 from proxyprotocol.result import is_ipv4, is_ipv6
 from twisted.internet.address import HostnameAddress, IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionLost
 from twisted.internet.interfaces import IAddress, ISSLTransport
 from twisted.internet.protocol import FileWrapper, Protocol
 from twisted.internet.stdio import PipeAddress
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
+from twisted.logger import capturedLogs, formatEvent
 from twisted.python.failure import Failure
 from zope.interface import directlyProvides
 
 from hello_listen import Connection, HelloFactory
 from hello_listen.connection import NO_EXTENSIONS, Extensions, unmapped
 from hello_listen.networks import Networks
-from hello_listen.proxied import TIMEOUT, ProxiedFactory, ProxiedProtocol
+from hello_listen.proxied import (
+    EVICTION_AGE,
+    GRACE,
+    RETRY,
+    TIMEOUT,
+    PendingHeaders,
+    ProxiedFactory,
+    ProxiedProtocol,
+)
 from hello_listen.proxy_header import MAX_TEXT, HeaderError, crc32c, parse
 
 PROXY = IPv4Address("TCP", "10.0.0.2", 40112)
@@ -85,12 +97,14 @@ def unix(source: bytes, dest: bytes, family: int = 0x31) -> bytes:
 class Server:
     """A proxied factory with a clock, and what it has reported."""
 
-    def __init__(self, *trusted: str) -> None:
+    def __init__(self, *trusted: str, hello: HelloFactory | None = None) -> None:
         """Start with nothing."""
         self.clock = Clock()
         self.seen: list[Connection] = []
         self.factory = ProxiedFactory(
-            HelloFactory(self.seen.append), self.clock, Networks(trusted) if trusted else None
+            hello or HelloFactory(self.seen.append),
+            PendingHeaders(self.clock),
+            Networks(trusted) if trusted else None,
         )
 
     def connect(self, peer: IAddress = PROXY) -> tuple[Protocol, StringTransport]:
@@ -110,7 +124,7 @@ class Server:
         self.clock.advance(TIMEOUT)
         assert transport.disconnecting
         assert transport.value() == b""
-        assert not self.factory.hello.waiting
+        assert not self.factory.waiting
         assert not self.clock.getDelayedCalls()
         [connection] = self.seen[before:]
         return connection
@@ -469,7 +483,7 @@ def test_untrusted(peer: IAddress, header: bytes) -> None:
     protocol.dataReceived(header)
     protocol.connectionLost(Failure(ConnectionLost()))
     assert len(server.seen) == 1
-    assert not server.factory.hello.waiting
+    assert not server.factory.waiting
     assert not server.clock.getDelayedCalls()
 
 
@@ -484,7 +498,7 @@ def test_stop() -> None:
     server = Server()
     server.factory.doStart()
     assert server.factory.hello.numPorts == 1
-    other = ProxiedFactory(server.factory.hello, server.clock)
+    other = ProxiedFactory(server.factory.hello, server.factory.pending)
     other.doStart()
     _, transport = server.connect()
     other.doStop()
@@ -493,7 +507,104 @@ def test_stop() -> None:
     assert server.factory.hello.numPorts == 0
     assert transport.disconnecting
     assert [connection.error for connection in server.seen] == ["proxy_header_stopped"]
+
+
+def test_each_has_the_same_time() -> None:
+    """One timer is enough for all, and nobody has less time because of somebody else."""
+    server = Server()
+    _, early = server.connect()
+    server.clock.advance(1)
+    late = [server.connect()[1] for _ in range(100)]
+    assert len(server.clock.getDelayedCalls()) == 1
+    server.clock.advance(TIMEOUT - 1)
+    assert early.disconnecting
+    assert not any(transport.disconnecting for transport in late)
+    server.clock.advance(0.9)
+    assert len(server.seen) == 1
+    server.clock.advance(0.1)
+    assert all(transport.disconnecting for transport in late)
+    assert [connection.error for connection in server.seen] == ["proxy_header_timeout"] * 101
     assert not server.clock.getDelayedCalls()
+
+
+def test_process_that_stood_still() -> None:
+    """What was sent meanwhile has a moment to arrive, which the silent wait for as well."""
+    server = Server()
+    (sending, _), (_, silent) = server.connect(), server.connect()
+    server.clock.advance(2 * TIMEOUT)
+    assert not server.seen
+    sending.dataReceived(NAMED[0][0])
+    server.clock.advance(GRACE)
+    assert silent.disconnecting
+    assert [c.error for c in server.seen] == [None, "proxy_header_timeout"]
+
+
+def test_time_is_when_it_was_accepted() -> None:
+    """However late the header, the record's time is the connection's."""
+    server = Server()
+    protocols, between = [], [time()]
+    for _ in range(3):
+        protocols.append(server.connect()[0])
+        between.append(time())
+    protocols[0].dataReceived(NAMED[0][0])
+    protocols[1].connectionLost()
+    server.clock.advance(TIMEOUT)
+    times = [connection.time for connection in server.seen]
+    assert all(
+        start <= at <= end for at, (start, end) in zip(times, pairwise(between), strict=True)
+    )
+
+
+@pytest.mark.parametrize("counts", [True, False])
+def test_subclass_that_fails(counts: bool) -> None:
+    """What a subclass raises keeps neither the connection nor its record, whatever the reason."""
+
+    class Failing(HelloFactory):
+        def established(self, *arguments: Any, **facts: Any) -> None:
+            if counts:
+                super().established(*arguments, **facts)
+            raise SystemExit
+
+    seen: list[Connection] = []
+    server = Server(hello=Failing(seen.append))
+    server.factory.doStart()
+    with capturedLogs() as events:
+        (named, _), (lost, _) = server.connect(), server.connect()
+        named.dataReceived(NAMED[0][0])
+        lost.connectionLost()
+        evicting = Deferred.fromCoroutine(server.factory.pending.makeRoom(9, 0))
+        transports = [server.connect()[1] for _ in range(2)]
+        server.clock.pump([EVICTION_AGE, RETRY])
+        assert evicting.called
+        transports += [server.connect()[1] for _ in range(2)]
+        server.clock.pump([TIMEOUT - EVICTION_AGE, EVICTION_AGE])
+        transports += [server.connect()[1] for _ in range(2)]
+        server.factory.doStop()
+    assert all(each.disconnecting for each in transports)
+    assert server.factory.hello.connections == len(seen) == len(events) == 8
+    whole = None if counts else "failed"
+    errors = ["incomplete", *["evicted"] * 2, *["timeout"] * 2, *["stopped"] * 2]
+    assert [c.error for c in seen] == [whole, *(f"proxy_header_{error}" for error in errors)]
+
+
+def test_transport_that_fails() -> None:
+    """One that cannot be closed does not keep the others from their time limit for ever."""
+
+    class Broken(StringTransport):
+        def loseConnection(self) -> None:
+            raise RuntimeError
+
+    server = Server()
+    broken = server.factory.buildProtocol(PROXY)
+    assert broken is not None
+    broken.makeConnection(Broken(hostAddress=HOST, peerAddress=PROXY))
+    with capturedLogs() as events:
+        server.clock.advance(TIMEOUT)
+    assert [formatEvent(event) for event in events] == ["PROXY header not timed out"]
+    _, transport = server.connect()
+    server.clock.advance(TIMEOUT)
+    assert transport.disconnecting
+    assert len(server.seen) == 2
 
 
 def test_evicted_from_standard_input() -> None:

@@ -10,14 +10,16 @@ from twisted.application.service import IService
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.endpoints import TCP4ServerEndpoint
-from twisted.internet.error import CannotListenError
+from twisted.internet.error import CannotListenError, ConnectionDone
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.protocol import Factory
-from twisted.internet.testing import MemoryReactorClock
+from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.logger import LogEvent, capturedLogs, formatEvent
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from hello_listen import Connection, HelloEndpoint, HelloFactory, HelloService, ListenError
+from hello_listen.proxied import ProxiedFactory, pendingHeaders
 
 
 @implementer(IListeningPort)
@@ -291,3 +293,14 @@ def test_stopping_before_an_endpoint_listens(pending: list[Deferred[Any]]) -> No
     with capturedLogs() as events:
         assert service.stopService().called
     assert texts(events) == ["Stopped. Connections: 0"]
+
+
+def test_headers_waiting() -> None:
+    """A service counts the connections of its own factory that wait for a PROXY header."""
+    reactor = FakeReactor()
+    one, other = (HelloService(HelloFactory(), [], reactor) for _ in range(2))
+    protocol = ProxiedFactory(one.factory, pendingHeaders(reactor)).buildProtocol(None)
+    protocol.makeConnection(StringTransport())
+    assert (one.headersWaiting, other.headersWaiting) == (1, 0)
+    protocol.connectionLost(Failure(ConnectionDone()))
+    assert one.headersWaiting == 0

@@ -6,7 +6,7 @@ import errno
 import json
 import re
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from html.parser import HTMLParser
 from http.client import HTTPResponse
 from io import BytesIO
@@ -30,8 +30,10 @@ from twisted.web.resource import Resource
 from hello_listen import Connection, ListenError
 from hello_listen.connection import addressText
 from hello_listen.status import StatusResource, Tally
+from hello_listen.status import site as siteModule
 from hello_listen.status.site import CLIENTS, LONGEST, PATIENCE, StatusSite
 from hello_listen.tap import Options, makeService
+from reactors import HOUR, Stepping
 from test_service import FakePort
 from test_service import FakeReactor as ListeningReactor
 from test_tally import NOON, SERVER, connection
@@ -52,18 +54,11 @@ class Log:
 
 
 @dataclass
-class Factory:
-    """What waits for PROXY headers."""
-
-    waiting: dict[object, object] = field(default_factory=dict)
-
-
-@dataclass
 class Service:
     """What listens where."""
 
     listening: list[tuple[str, IAddress | None]]
-    factory: Factory = field(default_factory=Factory)
+    headersWaiting: int = 0
 
 
 def status(log: Log | None = None, address: IAddress | None = SERVER, **options: Any) -> Any:
@@ -395,6 +390,14 @@ def test_slow_requests() -> None:
         slow.protocol.dataReceived(b"G")
         clock.advance(1)
     assert slow.transport.disconnected
+
+
+def test_step_of_the_clock(stepping: Stepping, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow client is dropped in time, though the system's clock is set back meanwhile."""
+    monkeypatch.setattr(siteModule, "PATIENCE", 0.05)
+    slow = HTTP(StatusSite(status()[0], stepping))
+    stepping.step = -HOUR
+    stepping.until(lambda: slow.transport.disconnected)
 
 
 def test_patience_anew() -> None:

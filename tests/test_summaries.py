@@ -18,6 +18,7 @@ from twisted.logger import capturedLogs, formatEvent
 from hello_listen import Connection, Summaries, Summary, logConnection
 from hello_listen import summaries as module
 from hello_listen.summaries import PERIOD
+from reactors import HOUR, Stepping
 
 SERVER = IPv4Address("TCP", "192.0.2.1", 7878)
 
@@ -82,6 +83,25 @@ def test_per_client() -> None:
     fed.clock.advance(PERIOD)
     assert fed.take() == []
     assert not fed.clock.getDelayedCalls()
+
+
+def test_times_are_those_of_the_connections() -> None:
+    """A summary spans its connections, whichever of them was reported first."""
+    fed = Fed(0)
+    for time in (3.0, 1.0, 2.0):
+        fed.summaries(Connection(time, v4("192.0.2.7"), SERVER))
+    fed.clock.advance(PERIOD)
+    assert fed.take() == [(3, "192.0.2.7", 1, 3)]
+
+
+def test_step_of_the_clock(stepping: Stepping, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A period ends in time, though the system's clock is set back meanwhile."""
+    monkeypatch.setattr(module, "PERIOD", 0.05)
+    got: list[object] = []
+    summaries = Summaries(got.append, 0, reactor=stepping)
+    summaries(Connection(1, v4("192.0.2.7"), SERVER))
+    stepping.step = -HOUR
+    stepping.until(lambda: got)
 
 
 def test_nothing_is_left_out_by_default() -> None:

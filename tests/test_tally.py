@@ -89,6 +89,14 @@ def test_times() -> None:
     assert (hours[0], hours[22], hours[23], sum(hours)) == (1, 6, 1, 8)
 
 
+def test_late_records() -> None:
+    """Those of connections that were accepted before others cost no other's its second."""
+    tally = Tally(clock=lambda: NOON)
+    for ago in [*range(59, -1, -1), 62, 61, 60]:
+        tally(connection(time=NOON - ago))
+    assert tally.facts().lastMinute == 60
+
+
 def test_two_days() -> None:
     """Of more than a day, the last day is kept."""
     tally = Tally(clock=lambda: NOON + 86_400)

@@ -7,7 +7,7 @@ import select
 import socket
 from contextlib import suppress
 from io import BytesIO
-from itertools import islice
+from traceback import extract_tb, format_exception_only
 from typing import Any
 from weakref import WeakSet
 
@@ -22,9 +22,11 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from hello_listen._clock import monotonicClock
 from hello_listen._drain import endConnections, handshakes, localName, refuseNew
-from hello_listen.connection import addressText, unmapped
-from hello_listen.protocol import HelloFactory, HelloProtocol
+from hello_listen.connection import addressText, printable, unmapped
+from hello_listen.protocol import HelloFactory, HelloProtocol, establish
+from hello_listen.proxied import ProxiedFactory, pendingHeaders
 
 SLICE = 32
 """Most connections that are accepted before the reactor reads from those it has, and most that are
@@ -45,7 +47,9 @@ LONGEST_DRAIN = 30.0
 refused."""
 
 WARN = 60.0
-"""Least seconds between two warnings that clients have to wait."""
+"""Seconds between two warnings of a port, that clients wait or that one could not be served."""
+
+_NO_DESCRIPTOR = errno.EMFILE, errno.ENFILE
 
 _log = Logger(namespace="hello_listen")
 
@@ -63,7 +67,13 @@ class HelloPort(FileDescriptor):
     reactor: Any
 
     def __init__(
-        self, fileno: int, factory: Any, hello: HelloFactory | None, reactor: Any, port: Any = None
+        self,
+        fileno: int,
+        factory: Any,
+        hello: HelloFactory | None,
+        reactor: Any,
+        port: Any = None,
+        proxied: ProxiedFactory | None = None,
     ) -> None:
         """
         Take a listening socket; L{startListening} starts to accept.
@@ -75,6 +85,7 @@ class HelloPort(FileDescriptor):
         @param reactor: an L{IReactorFDSet} and L{IReactorSocket}.
         @param port: the port of Twisted's whose socket it is, which reads no more, and stops with
             this one. Without it, the socket was inherited: others may serve its queue.
+        @param proxied: reads the PROXY headers of this port's connections, or L{None}.
         """
         super().__init__(reactor)
         found = socket.socket(fileno=fileno)
@@ -85,6 +96,9 @@ class HelloPort(FileDescriptor):
         self._factory = factory
         self._hello = hello
         self._port = port
+        self._proxied = proxied
+        self._pending = pendingHeaders(reactor)
+        self._clock = monotonicClock(reactor)
         if port is not None:
             port.stopReading()
         self._inPlace = type(factory) is HelloFactory and factory.protocol is HelloProtocol
@@ -95,7 +109,9 @@ class HelloPort(FileDescriptor):
         self._accepts = True
         self._paused = False
         self._evicting = 1
-        self._lastClient = self._lastWarning = -WARN
+        self._shortSince: float | None = None
+        self._lastClient = self._lastWarning = self._lastFailure = -WARN
+        self._built = False
         self._stopped: Deferred[None] | None = None
         self._transports: WeakSet[Any] = WeakSet()
 
@@ -137,29 +153,51 @@ class HelloPort(FileDescriptor):
         """
         try:
             for number in range(SLICE):
-                if self._spare is None and not self._inPlace:
-                    self._spare = self._listener.dup()
-                connection, name = self._listener.accept()
+                try:
+                    if self._spare is None and not self._inPlace:
+                        self._spare = self._listener.dup()
+                    connection, name = self._listener.accept()
+                except OSError as error:
+                    return self._endSlice(error, number)
                 if number == 0:
-                    self._lastClient = self.reactor.seconds()
+                    self._lastClient = self._clock.seconds()
                 self._serve(connection, name)
                 if not self._accepts:  # An observer has stopped or closed it.
                     break
-        except (BlockingIOError, ConnectionAbortedError):
-            self._evicting = 1
-            if self._stopped and isinstance(self._host, UNIXAddress):
-                self.stopReading()  # A UNIX socket that was shut down stays readable.
-            elif number == 0 and self._isShutDown():
-                return ConnectionLost()
-        except OSError as error:
-            if self._isShutDown():
-                return ConnectionLost()
-            Deferred.fromCoroutine(self._pause(error))
         finally:
             if self._spare is not None:
                 self._spare.close()
                 self._spare = None
         return None
+
+    def _endSlice(self, error: OSError, number: int) -> ConnectionLost | None:
+        """Wait for clients or descriptors; return an error where the socket listens no more."""
+        isEmpty = isinstance(error, (BlockingIOError, ConnectionAbortedError))
+        if not isEmpty or number == 0:
+            poll = select.poll()
+            poll.register(self._listener, select.POLLIN | getattr(select, "POLLRDHUP", 0))
+            events = sum(event for _, event in poll.poll(0))
+            # Another process has shut the socket down, which it then shares no more.
+            if events & ~select.POLLIN and not self._stopped:
+                return ConnectionLost()
+            # Out of descriptors, accept(2) fails even if nobody waits.
+            if events & select.POLLIN and not isEmpty:
+                self._pauseFor(error)
+                return None
+        self._evicting = 1
+        self._shortSince = None
+        if self._stopped and isinstance(self._host, UNIXAddress):
+            self.stopReading()  # A UNIX socket that was shut down stays readable.
+        return None
+
+    def buildProtocol(self, address: IAddress) -> Any:
+        """
+        Build the protocol of a connection that the reactor adopts.
+
+        @param address: who connected.
+        """
+        self._built = True
+        return self._factory.buildProtocol(address)
 
     def connectionLost(self, reason: Failure) -> None:
         """
@@ -184,44 +222,49 @@ class HelloPort(FileDescriptor):
             self._factory.doStop()
             raise
 
-    def _isShutDown(self) -> bool:
-        """Say whether another process has shut the socket down, which it then shares no more."""
-        poll = select.poll()
-        poll.register(self._listener, getattr(select, "POLLRDHUP", 0))
-        return not self._stopped and bool(poll.poll(0))
-
     def _serve(self, connection: socket.socket, name: Any) -> None:
-        """Report a connection and close it, or hand it to the reactor."""
+        """Report a connection and close it, or hand it to the reactor. This does not raise."""
         known = self._hello.connections if self._hello else 0
         try:
             if self._inPlace:
                 host = self._host or _address(connection.getsockname())
                 self._factory.established(_address(name), host)
-                return
-            connection.setblocking(False)
-            try:
-                connection.getpeername()
-            except OSError:  # The client has reset it, and the reactor would refuse it.
-                self._serveReset(connection, name)
-                return
-            # The reactor duplicates the descriptor: the spare one makes room for that.
-            self._spare.close()  # type: ignore[union-attr]
-            self._spare = None
-            transport = self.reactor.adoptStreamConnection(
-                connection.fileno(), self._listener.family, self._factory
-            )
-            if self._hello and transport is not None:
-                self._transports.add(transport)
-        except BaseException:
-            _log.failure("Connection could not be served")
+            else:
+                self._handOver(connection, name)
+        except BaseException as error:
+            self._logFailure(error)
             # Whatever the reactor holds of it ends as well.
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
             if self._hello and self._hello.connections == known:
-                host = self._host or self.getHost()
-                self._hello.established(_address(name), host, error="failed")
+                host = self._host or _address(connection.getsockname())
+                establish(self._hello, _address(name), host, error="failed")
         finally:
             connection.close()
+
+    def _handOver(self, connection: socket.socket, name: Any) -> None:
+        """Hand a connection to the reactor, or serve it here if its client has reset it."""
+        connection.setblocking(False)
+        try:
+            connection.getpeername()
+        except OSError:  # The reactor would refuse it.
+            self._serveReset(connection, name)
+            return
+        # The reactor duplicates the descriptor: the spare one makes room for that.
+        self._spare.close()  # type: ignore[union-attr]
+        self._spare = None
+        self._built = False
+        try:
+            transport = self.reactor.adoptStreamConnection(
+                connection.fileno(), self._listener.family, self
+            )
+        except OSError as error:
+            if self._built or error.errno in _NO_DESCRIPTOR:
+                raise
+            self._serveReset(connection, name)  # The reset came between both.
+        else:
+            if self._hello and transport is not None:
+                self._transports.add(transport)
 
     def _serveReset(self, connection: socket.socket, name: Any) -> None:
         """Serve a connection that its client has reset."""
@@ -239,30 +282,50 @@ class HelloPort(FileDescriptor):
         finally:
             protocol.connectionLost(Failure(ConnectionLost()))
 
-    async def _pause(self, error: OSError) -> None:
-        """Let clients wait in the queue for a moment; evict silent ones if descriptors ran out."""
-        self.stopReading()
-        self._paused = True
-        if self.reactor.seconds() - self._lastWarning >= WARN:
-            self._lastWarning = self.reactor.seconds()
-            _log.warn("Clients wait in the accept queue: {reason}", reason=error.strerror)
-        if self._hello and self._hello.waiting and error.errno in (errno.EMFILE, errno.ENFILE):
-            await self._turn(0)
-            for protocol in list(islice(self._hello.waiting, self._evicting)):
-                protocol.fail("evicted")
-            self._evicting = min(2 * self._evicting, SLICE)
-            await deferLater(self.reactor, 0)  # Now their descriptors are closed.
-        else:
-            await deferLater(self.reactor, PAUSE)
-        self._paused = False
-        self._lastClient = self.reactor.seconds()  # Nobody has looked at the queue since.
-        if self._accepts:
-            self.startReading()
+    def _logFailure(self, error: BaseException) -> None:
+        """Log why a connection could not be served, in one line, and not for every client."""
+        now = self._clock.seconds()
+        if now - self._lastFailure >= WARN:
+            self._lastFailure = now
+            place = extract_tb(error.__traceback__)[-1]
+            _log.error(
+                "Connection could not be served: {reason} ({file}:{line})",
+                reason=printable("".join(format_exception_only(error)).strip()),
+                file=place.filename,
+                line=place.lineno,
+            )
 
-    async def _turn(self, seconds: float) -> None:
-        """Wait for a time, and until the reactor has read whatever had arrived by now."""
-        await deferLater(self.reactor, seconds)
-        await deferLater(self.reactor, 0)  # The first may come before the reactor has read.
+    def _pauseFor(self, error: OSError) -> None:
+        """Stop accepting for a moment."""
+        Deferred.fromCoroutine(self._pause(error)).addErrback(
+            lambda failure: _log.failure("Pause ended early", failure)
+        )
+
+    async def _pause(self, error: OSError) -> None:
+        """Let clients wait in the queue until there may be a descriptor, or memory."""
+        self._paused = True
+        try:
+            self.stopReading()
+            now = self._clock.seconds()
+            if now - self._lastWarning >= WARN:
+                self._lastWarning = now
+                _log.warn("Clients wait in the accept queue: {reason}", reason=error.strerror)
+            if self._pending and error.errno in _NO_DESCRIPTOR:
+                if self._shortSince is None:
+                    self._shortSince = now
+                lasts = now - self._shortSince
+                if evicted := await self._pending.makeRoom(self._evicting, lasts):
+                    self._evicting = min(2 * evicted, SLICE)
+            else:
+                await deferLater(self._clock, PAUSE)
+        finally:
+            self._paused = False
+            self._lastClient = self._clock.seconds()  # Not read since: treat as active.
+            if self._accepts:
+                try:
+                    self.startReading()
+                except OSError as again:  # epoll(7) needs memory.
+                    self._pauseFor(again)
 
     async def _stop(self) -> None:
         """
@@ -270,7 +333,7 @@ class HelloPort(FileDescriptor):
 
         Closing a listening socket resets the clients in its queue: measured, up to 354.
         """
-        start = self.reactor.seconds()
+        start = self._clock.seconds()
         isTCP = not isinstance(self._host, UNIXAddress)
         try:
             if self._port is not None:
@@ -280,10 +343,10 @@ class HelloPort(FileDescriptor):
                 self._accepts = False
                 self.stopReading()
             inFlight = None if self._accepts and isTCP else False
-            while self.reactor.seconds() < start + LONGEST_DRAIN:
+            while self._clock.seconds() < start + LONGEST_DRAIN:
                 last = self._lastClient
                 expects = inFlight or self._awaitsHeader(start)
-                await self._turn(0.02 if expects or self._paused else 0.0)
+                await deferLater(self._clock, 0.02 if expects or self._paused else 0.0)
                 if self._accepts and (self._paused or self._lastClient != last):
                     continue  # The queue still gives clients.
                 if inFlight is not False:
@@ -296,25 +359,25 @@ class HelloPort(FileDescriptor):
 
     def _endConnections(self, result: Any) -> Deferred[Any]:
         """Wait for open connections, and pass on a result."""
-        ending = Deferred.fromCoroutine(endConnections(self._transports, self.reactor))
+        ending = Deferred.fromCoroutine(endConnections(self._transports, self._clock))
         return ending.addCallback(lambda _: result)
 
     def _isQuiet(self, start: float) -> bool:
         """Say whether a stop and the last client are L{QUIET} seconds ago."""
-        now: float = self.reactor.seconds()
+        now: float = self._clock.seconds()
         return now >= max(start, self._lastClient) + QUIET
 
     def _awaitsHeader(self, start: float) -> bool:
         """Say whether a stop waits for a PROXY header."""
-        return bool(self._hello and self._hello.waiting) and not self._isQuiet(start)
+        return bool(self._proxied and self._proxied.waiting) and not self._isQuiet(start)
 
     async def _hasInFlight(self, start: float) -> bool:
         """Say whether a stop waits for an in-flight handshake."""
-        if not self._accepts or self.reactor.seconds() >= start + DRAIN:
+        if not self._accepts or self._clock.seconds() >= start + DRAIN:
             return False
         host, port = self._listener.getsockname()[:2]
         name = localName(self._listener.family, host if self._host else None, port)
-        found = await handshakes(self.reactor, self._listener.family).look()
+        found = await handshakes(self._clock, self._listener.family).look()
         return not self._isQuiet(start) if found is None else name in found
 
 

@@ -23,7 +23,7 @@ from hello_listen.accepting import HelloPort
 from hello_listen.connection import printable
 from hello_listen.networks import Networks
 from hello_listen.protocol import HelloFactory
-from hello_listen.proxied import ProxiedFactory
+from hello_listen.proxied import ProxiedFactory, pendingHeaders
 from hello_listen.words import corrected, knownTypes, listenReason, parseReason
 
 BACKLOG = 2**31 - 1
@@ -119,24 +119,25 @@ class HelloEndpoint:
         if self._proxied and hello is None:
             raise TypeError(f"{self.description!r} needs a HelloFactory, not {factory!r}")
         if self._proxied and hello:
-            factory = ProxiedFactory(hello, self._reactor, self._trusted)
+            factory = ProxiedFactory(hello, pendingHeaders(self._reactor), self._trusted)
         return Deferred.fromCoroutine(self._listen(factory, hello))
 
     async def _listen(self, factory: Any, hello: HelloFactory | None) -> Any:
         """Bind the endpoint, and put a HelloPort in the place of Twisted's port."""
         endpoint, reactor = self._endpoint, self._reactor
+        proxied = factory if isinstance(factory, ProxiedFactory) else None
         ports: list[Any] = []
         try:
             for descriptor in self.descriptors:
                 if descriptor in [reader.fileno() for reader in reactor.getReaders()]:
                     raise ValueError("another endpoint serves this socket")
-                ports.append(HelloPort(descriptor, factory, hello, reactor))
+                ports.append(HelloPort(descriptor, factory, hello, reactor, proxied=proxied))
             if not ports:
                 port = await endpoint.listen(factory)
                 if not isinstance(port, (tcp.Port, UNIXSocket)):
                     isPort = IListeningPort.providedBy(port)
                     return port if isPort else _StandardIOPort(port, factory)
-                ports = [HelloPort(port.fileno(), port.factory, hello, reactor, port)]
+                ports = [HelloPort(port.fileno(), port.factory, hello, reactor, port, proxied)]
             for port in ports:
                 port.startListening()
         except CancelledError:

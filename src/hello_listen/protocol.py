@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from time import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from twisted.internet.interfaces import IAddress, IDelayedCall, ITransport
+from twisted.internet.interfaces import IAddress, ITransport
 from twisted.internet.protocol import Protocol, ServerFactory
 from twisted.logger import Logger
 
@@ -13,7 +13,6 @@ from hello_listen.connection import NO_EXTENSIONS, Connection, Extensions, unmap
 from hello_listen.observing import Observer, ObserverCalls, checkObserver
 
 if TYPE_CHECKING:
-    from hello_listen.proxied import ProxiedProtocol
     from hello_listen.summaries import Summary
 
 _log = Logger(namespace="hello_listen")
@@ -58,8 +57,6 @@ class HelloFactory(ServerFactory):
     @ivar observers: who is told, in this order.
     @ivar calls: calls them, and follows what they return.
     @ivar connections: how many there were so far.
-    @ivar waiting: the connections whose PROXY header is not whole yet, oldest first, each with
-        its time limit.
     """
 
     protocol = HelloProtocol  # type: ignore[assignment] # Twisted's own example; its type is off
@@ -78,7 +75,6 @@ class HelloFactory(ServerFactory):
         self.observers: tuple[Observer, ...] = observers or (logConnection,)
         self.calls = ObserverCalls()
         self.connections = 0
-        self.waiting: dict[ProxiedProtocol, IDelayedCall] = {}
 
     def established(
         self,
@@ -88,6 +84,7 @@ class HelloFactory(ServerFactory):
         error: str | None = None,
         extensions: Extensions = NO_EXTENSIONS,
         silent: bool = False,
+        accepted: float | None = None,
     ) -> None:
         """
         Count a connection and hand it to the observers.
@@ -98,10 +95,11 @@ class HelloFactory(ServerFactory):
         @param error: what was wrong with the connection, for C{error.type}.
         @param extensions: what the proxy tells beside the addresses.
         @param silent: a PROXY header was expected, and not one byte was received.
+        @param accepted: when it was accepted, in seconds since the epoch; by default now.
         """
         self.connections += 1
         connection = Connection(
-            time(),
+            time() if accepted is None else accepted,
             unmapped(client),
             unmapped(server),
             proxy and unmapped(proxy),
@@ -112,3 +110,22 @@ class HelloFactory(ServerFactory):
         call = self.calls.call
         for observer in self.observers:
             call(observer, connection)
+
+
+def establish(factory: HelloFactory, client: IAddress, server: IAddress, **facts: Any) -> None:
+    """
+    Tell a factory of a connection, which is counted and recorded even where a subclass fails.
+
+    @param factory: the factory.
+    @param client: who connected.
+    @param server: the address it reached.
+    @param facts: the other arguments of L{HelloFactory.established}.
+    """
+    known = factory.connections
+    try:
+        factory.established(client, server, **facts)
+    except BaseException:
+        _log.failure("Connection could not be reported")
+        if factory.connections == known:
+            facts["error"] = facts.get("error") or "failed"
+            HelloFactory.established(factory, client, server, **facts)

@@ -1,23 +1,43 @@
-"""Behind a proxy: no connection is reported before its PROXY header has named the client."""
+"""Waits for PROXY headers, reports the client that each names, and holds those that wait."""
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Iterator
+from functools import cache, lru_cache
+from itertools import islice, takewhile
+from time import time
 from typing import Any
 
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress, ISSLTransport, ITransport
 from twisted.internet.protocol import Protocol, ServerFactory
 from twisted.internet.stdio import PipeAddress
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from hello_listen.connection import NO_EXTENSIONS, Extensions
+from hello_listen._clock import monotonicClock
 from hello_listen.networks import Networks
-from hello_listen.protocol import HelloFactory
+from hello_listen.protocol import HelloFactory, establish
 from hello_listen.proxy_header import HeaderError, parse
 
 TIMEOUT = 5.0
 """Seconds that a client or proxy has for its whole header."""
+
+GRACE = 0.3
+"""Seconds for headers on their way after the process stood still for longer than that."""
+
+EVICTION_AGE = 0.6
+"""Seconds that a connection has for its header before it may be evicted."""
+
+SHORTAGE_EVICTION_AGE = 0.25
+"""The same once descriptors have been short for L{EVICTION_AGE}."""
+
+RETRY = 0.005
+"""Seconds between attempts to find a connection that may be evicted."""
+
+_log = Logger(namespace="hello_listen")
 
 
 class ProxiedProtocol(Protocol):
@@ -27,17 +47,16 @@ class ProxiedProtocol(Protocol):
     transport: ITransport
 
     def connectionMade(self) -> None:
-        """Wait for the header, for L{TIMEOUT} seconds."""
+        """Wait for the header."""
         # They cannot be asked for once the connection is lost.
         self._ends = self.transport.getPeer(), self.transport.getHost()
+        self._accepted = time()
         self._data = b""
-        self.factory.hello.waiting[self] = self.factory.reactor.callLater(
-            TIMEOUT, self.fail, "timeout"
-        )
+        self.factory.pending.add(self)
 
     def dataReceived(self, data: bytes) -> None:
         """Report the connection once the header is complete or invalid."""
-        if self not in self.factory.hello.waiting:
+        if self not in self.factory.pending:
             return
         self._data += data
         try:
@@ -48,7 +67,7 @@ class ProxiedProtocol(Protocol):
             if header is not None:
                 peer, host = self._ends
                 named = header.client or peer, header.server or host
-                self._report(named, peer, extensions=header.extensions)
+                self._report(named, proxy=peer, extensions=header.extensions)
 
     def connectionLost(self, reason: Failure | None = None) -> None:
         """Report a client that hung up before its header was whole."""
@@ -60,28 +79,22 @@ class ProxiedProtocol(Protocol):
 
         @param why: what was wrong with the header, for C{error.type}.
         """
-        if self in self.factory.hello.waiting:
+        if self in self.factory.pending:
             self._report(self._ends, error=f"proxy_header_{why}")
 
-    def _report(
-        self,
-        ends: tuple[IAddress, IAddress],
-        proxy: IAddress | None = None,
-        error: str | None = None,
-        extensions: Extensions = NO_EXTENSIONS,
-    ) -> None:
+    def _report(self, ends: tuple[IAddress, IAddress], **facts: Any) -> None:
         """Report the connection, and hang up."""
-        limit = self.factory.hello.waiting.pop(self)
-        if limit.active():
-            limit.cancel()
+        self.factory.pending.remove(self)
         silent, self._data = not self._data, b""
         try:
-            self.factory.hello.established(*ends, proxy, error, extensions, silent)
+            hello = self.factory.hello
+            establish(hello, *ends, silent=silent, accepted=self._accepted, **facts)
         finally:
             transport: Any = self.transport
-            # TLS would wait for the peer to agree that the connection is closed, and a
-            # descriptor that is to make room is wanted at once; stdio: has no way to do so.
-            if ISSLTransport.providedBy(transport) or error == "proxy_header_evicted":
+            # TLS would wait for the peer to agree that the connection is closed, and eviction must
+            # free the descriptor now; stdio: has no way to do so.
+            evicted = facts.get("error") == "proxy_header_evicted"
+            if ISSLTransport.providedBy(transport) or evicted:
                 getattr(transport, "abortConnection", transport.loseConnection)()
             else:
                 transport.loseConnection()
@@ -102,27 +115,130 @@ class UntrustedProtocol(Protocol):
             self.transport.loseConnection()
 
 
+class PendingHeaders:
+    """
+    The connections whose PROXY header is not whole, oldest first.
+
+    Whichever ports they came to, their descriptors are the process's: when those run out, the
+    oldest connections make room.
+    """
+
+    def __init__(self, clock: Any) -> None:
+        """
+        Wait for nobody yet.
+
+        @param clock: an L{IReactorTime}, whose calls come after the reactor has read.
+        """
+        self._clock = clock
+        # When each was added.
+        self._since: dict[ProxiedProtocol, float] = {}
+        self._watched = False
+
+    def __contains__(self, protocol: ProxiedProtocol) -> bool:
+        """Return whether a connection's header is not whole."""
+        return protocol in self._since
+
+    def __len__(self) -> int:
+        """Return how many connections there are."""
+        return len(self._since)
+
+    def __iter__(self) -> Iterator[ProxiedProtocol]:
+        """Iterate over the connections."""
+        return iter(self._since)
+
+    def add(self, protocol: ProxiedProtocol) -> None:
+        """
+        Give a connection L{TIMEOUT} seconds for its header.
+
+        @param protocol: the connection's.
+        """
+        self._since[protocol] = self._clock.seconds()
+        protocol.factory.waiting += 1
+        if not self._watched:
+            self._watched = True
+            Deferred.fromCoroutine(self._watch()).addErrback(
+                lambda failure: _log.failure("PROXY header not timed out", failure)
+            )
+
+    def remove(self, protocol: ProxiedProtocol) -> None:
+        """
+        Forget a connection, whose header is whole or no longer waited for.
+
+        @param protocol: the connection's.
+        """
+        del self._since[protocol]
+        protocol.factory.waiting -= 1
+
+    async def makeRoom(self, most: int, lasts: float) -> int:
+        """
+        Wait until descriptors may be free: evict the oldest, if they had the time to send.
+
+        @param most: the largest number to evict.
+        @param lasts: for how many seconds descriptors have been short.
+
+        @return: how many were evicted.
+        """
+        before = len(self)
+        await deferLater(self._clock, 0)  # Headers that have arrived free descriptors as well.
+        age = EVICTION_AGE if lasts < EVICTION_AGE else SHORTAGE_EVICTION_AGE
+        evicted = self._fail(age, "evicted", most) if len(self) >= before else 0
+        await deferLater(self._clock, RETRY if len(self) >= before else 0)
+        return evicted
+
+    async def _watch(self) -> None:
+        """Enforce the time limit, which is the same for all: one timer for the oldest will do."""
+        try:
+            while self._since:
+                due = next(iter(self._since.values())) + TIMEOUT
+                await deferLater(self._clock, due - self._clock.seconds())
+                if self._clock.seconds() > due + GRACE:
+                    # The process stood still: what was sent meanwhile may be in a TLS handshake.
+                    await deferLater(self._clock, GRACE)
+                self._fail(TIMEOUT, "timeout", len(self))
+        finally:
+            self._watched = False
+
+    def _fail(self, age: float, why: str, most: int) -> int:
+        """Fail the oldest that were added so many seconds ago, and return how many they are."""
+        latest = self._clock.seconds() - age
+        oldest = takewhile(lambda each: each[1] <= latest, islice(self._since.items(), most))
+        failing = [protocol for protocol, _ in oldest]
+        for protocol in failing:
+            protocol.fail(why)
+        return len(failing)
+
+
+@cache
+def pendingHeaders(reactor: Any) -> PendingHeaders:
+    """Return the connections of all ports of a reactor whose header is not whole."""
+    return PendingHeaders(monotonicClock(reactor))
+
+
 class ProxiedFactory(ServerFactory):
     """
-    Stands between an endpoint and a L{HelloFactory}.
+    Stands between a port and a L{HelloFactory}.
 
     @ivar hello: what is told of each connection.
-    @ivar reactor: what keeps the time.
+    @ivar pending: the connections whose header is not whole, also those of other ports.
+    @ivar waiting: how many of them are this port's.
     """
 
     protocol = ProxiedProtocol  # type: ignore[assignment]
     noisy = False
 
-    def __init__(self, hello: HelloFactory, reactor: Any, trusted: Networks | None = None) -> None:
+    def __init__(
+        self, hello: HelloFactory, pending: PendingHeaders, trusted: Networks | None = None
+    ) -> None:
         """
         Read headers for a factory.
 
         @param hello: what is told of each connection.
-        @param reactor: what keeps the time.
+        @param pending: holds the connections whose header is not whole.
         @param trusted: the proxies whose header is believed; by default everybody's is.
         """
         self.hello = hello
-        self.reactor = reactor
+        self.pending = pending
+        self.waiting = 0
         # ipaddress takes 2 µs for each look.
         self._isTrusted = lru_cache(maxsize=1000)(trusted.__contains__) if trusted else None
 
@@ -147,6 +263,6 @@ class ProxiedFactory(ServerFactory):
 
     def stopFactory(self) -> None:
         """Report those whose header was on its way when the port stopped."""
-        for protocol in [p for p in self.hello.waiting if p.factory is self]:
+        for protocol in [p for p in self.pending if p.factory is self]:
             protocol.fail("stopped")
         self.hello.doStop()

@@ -11,9 +11,11 @@ from twisted.internet.interfaces import IAddress, IStreamServerEndpoint
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from hello_listen._clock import monotonicClock
 from hello_listen.connection import addressText
 from hello_listen.endpoint import HelloEndpoint, ListenError, SeveralPorts
 from hello_listen.protocol import HelloFactory
+from hello_listen.proxied import pendingHeaders
 
 _log = Logger(namespace="hello_listen")
 
@@ -75,6 +77,12 @@ class HelloService(Service):
             if factory is self.factory
             for port in self._ports.get(number, [None])
         ]
+
+    @property
+    def headersWaiting(self) -> int:
+        """How many connections wait for their PROXY header."""
+        pending = pendingHeaders(self.reactor)
+        return sum(protocol.factory.hello is self.factory for protocol in pending)
 
     def serveStatus(self, endpoint: IStreamServerEndpoint, factory: Any) -> None:
         """
@@ -181,7 +189,7 @@ class HelloService(Service):
         await self.released
         status = {n: p for n, p in ports.items() if self._endpoints[n][1] is not self.factory}
         await self._release({n: p for n, p in ports.items() if n not in status})
-        await self.factory.calls.finish(self.reactor)
+        await self.factory.calls.finish(monotonicClock(self.reactor))
         closes = [o.close for o in self.factory.observers if hasattr(o, "close")]
         closing = [maybeDeferred(close).addErrback(_logNotClosed) for close in closes]
         told = any(await gatherResults(closing))  # A connection log has told its own counts.

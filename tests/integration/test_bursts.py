@@ -7,15 +7,19 @@ import re
 import signal
 import socket
 import struct
-from contextlib import ExitStack
+import threading
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 
 import pytest
 
+from crowd import Crowd
+from hello_listen.proxied import TIMEOUT
 from logs import counted, recorded
 from processes import (
     LOOPBACK,
+    PATIENCE,
     Start,
     addressOf,
     familyOf,
@@ -179,6 +183,79 @@ def test_header_after_more_silent_clients_than_descriptors(
     assert records[position]["client.port"] == 1
     # The client has not waited for others' time limits.
     assert {record["error.type"] for record in records[:position]} == {"proxy_header_evicted"}
+
+
+@pytest.mark.slow
+def test_few_descriptors_for_many_headers(limited: Start, tmp_path: Path, descriptors: int) -> None:
+    """Of 4,000 clients at once, 3,996 are named, though a fourth of them takes all descriptors."""
+    clients = min(4000, descriptors - 100)
+    server = limited(clients // 4, "-l", "log", "-e", f"haproxy:{LOOPBACK}")
+    load(("127.0.0.1", server.port()), clients, clients, data=partial(header, 1))
+    assert counted(server.stop()) == (clients, clients, 0)
+    names = [r for r in recorded(tmp_path / "log") if "error.type" not in r]
+    assert len({record["client.port"] for record in names}) >= clients * 0.999
+
+
+@pytest.mark.slow
+def test_header_beside_silent_clients_that_return(
+    limited: Start, tmp_path: Path, descriptors: int
+) -> None:
+    """Silent clients that connect again when they are evicted leave others time for a header."""
+    server = limited(200, "-l", "log", "-e", f"haproxy:{LOOPBACK}")
+    address = ("127.0.0.1", server.port())
+    crowd = Crowd(address, width=min(600, descriptors - 100))
+    crowd.start()
+    crowd.untilEnded(600)
+    for number in range(1, 41):
+        with socket.create_connection(address, timeout=PATIENCE) as client:
+            # A slow proxy; at full speed, twice as many silent clients come as there is room for.
+            threading.Event().wait(0.1)
+            with suppress(ConnectionError):
+                client.sendall(header(1, number))
+                client.recv(1)
+    crowd.finish()
+    server.stop()
+    names = {r["client.port"] for r in recorded(tmp_path / "log") if "error.type" not in r}
+    assert len(names & set(range(1, 41))) >= 36
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reactor", ["epoll", "poll", "select", "asyncio"])
+def test_headers_that_came_while_the_process_stood_still(
+    start: Start, tmp_path: Path, reactor: str
+) -> None:
+    """A pause of the process that is longer than the time limit costs no client its name."""
+    server = start(
+        "twistd", "-n", "--pidfile=", f"--reactor={reactor}", "hello-listen",
+        "-l", "log", "-e", f"haproxy:{LOOPBACK}",
+    )  # fmt: skip
+    address = ("127.0.0.1", server.port())
+    before = len(os.listdir(f"/proc/{server.pid}/fd"))
+    with ExitStack() as stack:
+        clients = [
+            stack.enter_context(socket.create_connection(address, PATIENCE)) for _ in range(60)
+        ]
+        until(lambda: len(os.listdir(f"/proc/{server.pid}/fd")) >= before + 60)
+        server.kill(signal.SIGSTOP)
+        until(lambda: isStopped(server.pid))
+        for number, client in enumerate(clients[:50], 1):
+            client.sendall(header(1, number))
+        threading.Event().wait(TIMEOUT + 0.2)
+        server.kill(signal.SIGCONT)
+        for client in clients:
+            assert client.recv(1) == b""
+    server.stop()
+    records = recorded(tmp_path / "log")
+    names = {record["client.port"] for record in records if "error.type" not in record}
+    assert names == set(range(1, 51))
+    errors = [record["error.type"] for record in records if "error.type" in record]
+    assert errors == ["proxy_header_timeout"] * 10
+
+
+def isStopped(pid: int) -> bool:
+    """Say whether a process stands still, all of its threads."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return all((task / "stat").read_text().rpartition(") ")[2][0] == "T" for task in tasks)
 
 
 def peak(pid: int) -> int:

@@ -153,7 +153,7 @@ class StatusResource(Resource):
 
     def _waiting(self) -> int:
         """Return how many PROXY headers are waited for."""
-        return 0 if self._service is None else len(self._service.factory.waiting)
+        return 0 if self._service is None else self._service.headersWaiting
 
     def _page(self, request: IRequest) -> Any:
         """Answer with the page."""

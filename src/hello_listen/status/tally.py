@@ -27,6 +27,9 @@ LATEST = 50
 TOP = 20
 """Clients that L{Facts} names."""
 
+SLACK = 10
+"""Seconds, and minutes, that are kept longer: a connection behind a proxy comes 5 seconds late."""
+
 PENDING = 64
 """Connections that are counted together; with more, the garbage collector would run for them."""
 
@@ -198,8 +201,8 @@ class Tally:
         """Count in the whole, in a second and in a minute."""
         self._connections += count
         for counts, key, most in (
-            (self._seconds, second, 60),
-            (self._minutes, second // 60, 24 * 60),
+            (self._seconds, second, 60 + SLACK),
+            (self._minutes, second // 60, 24 * 60 + SLACK),
         ):
             counts[key] = counts.get(key, 0) + count
             if len(counts) > most:
