@@ -6,10 +6,12 @@ import errno
 import json
 import re
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from http.client import HTTPResponse
 from io import BytesIO
+from itertools import count
 from typing import Any
 
 import pytest
@@ -22,16 +24,17 @@ from twisted.internet.error import CannotListenError, ConnectionAborted, Connect
 from twisted.internet.interfaces import IAddress, IProtocolNegotiationFactory
 from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock, StringTransport
-from twisted.logger import capturedLogs, formatEvent
+from twisted.logger import capturedLogs, eventAsText, formatEvent
 from twisted.python.failure import Failure
 from twisted.python.usage import UsageError
 from twisted.web.resource import Resource
 
 from hello_listen import Connection, ListenError
 from hello_listen.connection import addressText
-from hello_listen.status import StatusResource, Tally
+from hello_listen.status import Facts, StatusResource, Tally
 from hello_listen.status import site as siteModule
 from hello_listen.status.site import CLIENTS, LONGEST, PATIENCE, StatusSite
+from hello_listen.status.snapshot import MAX_AGE
 from hello_listen.tap import Options, makeService
 from reactors import HOUR, Stepping
 from test_service import FakePort
@@ -46,6 +49,7 @@ PROXY = IPv4Address("TCP", "10.0.0.2", 40112)
 class Log:
     """The figures of a connection log."""
 
+    connections: int = 7
     recorded: int = 7
     summarized: int = 0
     lost: int = 0
@@ -62,21 +66,56 @@ class Service:
 
 
 def status(log: Log | None = None, address: IAddress | None = SERVER, **options: Any) -> Any:
-    """Return a resource for an endpoint that listens at an address, and its tally."""
+    """
+    Return a resource for an endpoint that listens at an address, and its tally.
+
+    Unless a clock is given, every request comes a second after the last.
+    """
     tally = Tally(clock=lambda: NOON)
     service: Any = Service([("tcp:7878", address)])
     someLog: Any = log
+    options.setdefault("clock", count().__next__)
     return StatusResource(tally, service, someLog, **options), tally
+
+
+class Transport(StringTransport):
+    """A transport whose peer takes what is written, unless it is told not to."""
+
+    bufferSize = 2**16
+    takes = True
+    unsent = 0
+
+    def write(self, data: bytes) -> None:
+        """Send, or keep it and pause the producer if that is much, as Twisted's transports do."""
+        super().write(data)
+        self.unsent += 0 if self.takes else len(data)
+        if self.unsent > self.bufferSize:
+            self.producerState = "paused"
+            self.producer.pauseProducing()
+
+    def take(self) -> None:
+        """Have the peer take everything."""
+        self.unsent = 0
+        self.producer.resumeProducing()
 
 
 class HTTP:
     """A connection of an HTTP client, in memory."""
 
-    def __init__(self, site: StatusSite) -> None:
+    def __init__(self, site: StatusSite, peer: str = "127.0.0.1") -> None:
         """Connect."""
-        self.transport = StringTransport()
+        self.site = site
+        self.transport = Transport(peerAddress=IPv4Address("TCP", peer, 4242))
         self.protocol = site.buildProtocol(None)
         self.protocol.makeConnection(self.transport)
+
+    def send(self, *lines: str) -> None:
+        """Send the lines of a request."""
+        self.protocol.dataReceived("\r\n".join([*lines, "", ""]).encode("latin-1"))
+
+    def answers(self) -> int:
+        """Return how many requests were answered."""
+        return self.transport.value().count(b"HTTP/1.1 ")
 
     def ask(
         self, path: str = "/", method: str = "GET", host: str | None = "localhost", **headers: str
@@ -85,7 +124,8 @@ class HTTP:
         self.transport.clear()
         lines = [f"{method} {path} HTTP/1.1", *([] if host is None else [f"Host: {host}"])]
         lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
-        self.protocol.dataReceived("\r\n".join([*lines, "", ""]).encode())
+        self.send(*lines)
+        self.site.reactor.advance(0)
         return self.response(method)
 
     def response(self, method: str = "GET") -> tuple[HTTPResponse, str]:
@@ -138,13 +178,16 @@ def test_page() -> None:
     assert response.getheader("Content-Type") == "text/html; charset=utf-8"
     text = re.sub("\n+", "|", Parser(page).text)
     assert "|327 - hello-listen|" in text
-    assert "|connections327in the last minute2in the last hour2recorded7summarized0lost0|" in text
+    assert (
+        "|connections since 12:00:00327in the last minute2in the last hour2clients26"
+        "recorded7summarized0lost0to be summarized320to be written0|"
+    ) in text
     assert "|tcp:7878 on 127.0.0.1:7878|" in text
-    assert "|Last hour by minute|12:00: 211:01at most 2 in a minutenow|" in text
+    assert "|Last hour by minute|12:00: 211:01 to nowat most 2 in a minute|" in text
     assert "|192.0.2.242521 Nov 12:0021 Nov 12:00192.0.2.2324" in text
-    assert "everybody else17|" in text
-    assert "|12:00:00192.0.2.1:7878192.0.2.1:7878via 10.0.0.2:40112" in text
-    assert "12:00:00unix:proxy_header_timeoutunix:/run/hello" in text
+    assert "everybody else93|" in text
+    assert "|12:00:00192.0.2.1:7878192.0.2.1:7878via 10.0.0.2" in text
+    assert "10.0.0.212:00:00unix:proxy_header_timeoutunix:/run/hello" in text
     assert 'role="alert"></div>' in page
 
 
@@ -167,12 +210,13 @@ def test_page_says_what_is_wrong() -> None:
 
 
 def test_page_marks_what_is_not_exact() -> None:
-    """A client that may have come more often than is known is shown with at least so many."""
+    """Where clients were forgotten, their number and their connections are lower bounds."""
     tally = Tally(2)
     for client in "abcd":
         tally(connection(client))
     page = ask(StatusResource(tally))[1]
-    assert "≥ 1" in page
+    assert '<td class="number">≥ 1</td>' in page
+    assert "<dt>clients</dt><dd>≥ 2</dd>" in page
 
 
 def test_everything_filled() -> None:
@@ -182,7 +226,7 @@ def test_everything_filled() -> None:
         name = b"<" * 100 + b"%d" % (number % 30)
         client, server = UNIXAddress(name), UNIXAddress(name)
         tally(Connection(NOON - 60 * number, client, server, UNIXAddress(name), "x"))
-    assert 30_000 < len(ask(resource)[1].encode()) < 60_000
+    assert 20_000 < len(ask(resource)[1].encode()) < 60_000
 
 
 def test_json() -> None:
@@ -199,7 +243,8 @@ def test_json() -> None:
     assert (known["recorded"], known["summarized"], known["lost"]) == (7, 0, 0)
     assert len(known["problems"]) == 1
     assert known["minutes"][-1] == {"timestamp": "2026-11-22T12:00:00.000000Z", "connections": 1}
-    assert len(known["hours"]) == 24
+    assert [hour["connections"] for hour in known["hours"]] == [1, 1]
+    assert known["distinct_clients"] == 2
     assert known["servers"] == [
         {
             "network.transport": "tcp",
@@ -235,7 +280,7 @@ def samples(families: Any) -> dict[tuple[str, str], float]:
 @pytest.mark.parametrize("accept", ["", "text/plain;version=0.0.4", "*/*", "text/plain;version=x"])
 def test_metrics(accept: str) -> None:
     """The figures as Prometheus's text, with the process's own."""
-    resource, tally = status(Log(lost=2, waiting=99, failing="Disk full"))
+    resource, tally = status(Log(connections=12, lost=2, waiting=99, failing="Disk full"))
     tally(connection(error="proxy_header_timeout"))
     response, text = ask(resource, "/metrics", accept=accept)
     assert str(response.getheader("Content-Type")).startswith("text/plain; version=0.0.4;")
@@ -247,6 +292,8 @@ def test_metrics(accept: str) -> None:
         ("hello_listen_headers_waiting", ""): 0,
         ("hello_listen_recorded_total", ""): 7,
         ("hello_listen_summarized_total", ""): 0,
+        ("hello_listen_to_summarize", ""): 0,
+        ("hello_listen_to_write", ""): 3,
         ("hello_listen_lost_total", ""): 2,
         ("hello_listen_log_failing", ""): 1,
         ("hello_listen_log_waiting_bytes", ""): 99,
@@ -296,6 +343,60 @@ def test_health() -> None:
     assert "Disk full" in text
 
 
+def test_waiting() -> None:
+    """Connections that wait for the minute's end or for the disk are not lost: each is counted."""
+    log = Log(connections=800, recorded=700, summarized=60, lost=10)
+    resource, tally = status(log)
+    for _ in range(1000):
+        tally(connection())
+    known = json.loads(ask(resource, "/status.json")[1])
+    waiting = {"waiting_to_be_summarized": 200, "waiting_to_be_written": 30}
+    assert known.items() >= waiting.items()
+    names = ("recorded", "summarized", *waiting, "lost")
+    assert sum(known[name] for name in names) == known["connections"]
+    text = Parser(ask(resource)[1]).text
+    assert "lost10to be summarized200to be written30" in text
+    metrics = samples(textMetrics(ask(resource, "/metrics")[1]))
+    assert metrics["hello_listen_to_summarize", ""] == 200
+    assert metrics["hello_listen_to_write", ""] == 30
+
+
+def test_chart_of_the_first_minutes() -> None:
+    """Charts begin where counting began, at the scale that they keep."""
+    clock = Clock()
+    clock.advance(NOON + 65)
+    tally = Tally(clock=clock.seconds)
+    clock.advance(60)
+    tally(connection(time=clock.seconds()))
+    page = ask(StatusResource(tally))[1]
+    text = re.sub("\n+", "|", Parser(page).text)
+    assert "|Last hour by minute|12:02: 112:01 to nowat most 1 in a minute|" in text
+    assert "|Last day by hour|12:00: 112:00 to nowat most 1 in an hour|" in text
+    assert "connections since 12:01:05" in text
+    assert re.findall(r'viewBox="0 0 (\d+) 100"', page) == ["60", "24"]
+
+
+def test_metrics_of_many_endpoints() -> None:
+    """Each server that listens has its series, and counts from 0, whatever was named before."""
+    resource, tally = status()
+    for port in range(200):
+        tally(connection(server=IPv4Address("TCP", "203.0.113.9", port)))
+    resource.snapshots.expectServers()
+    tally(connection())
+    ask(resource, "/metrics")
+    service: Any = Service([(f"tcp:{n}", IPv4Address("TCP", "192.0.2.2", n)) for n in range(200)])
+    resource = StatusResource(tally, service)
+    resource.snapshots.expectServers()
+    for port in range(200):
+        tally(connection(server=IPv4Address("TCP", "192.0.2.2", port)))
+    known = samples(textMetrics(ask(resource, "/metrics")[1]))
+    name = "hello_listen_connections_total"
+    assert all(known[name, f"tcp 192.0.2.2:{port} "] == 1 for port in range(200))
+    assert known[name, "tcp 192.0.2.1:7878 "] == 1
+    assert known[name, "tcp other "] == 100
+    assert len([key for key in known if key[0] == name]) == 302
+
+
 @pytest.mark.parametrize("path", PAGES)
 def test_head(path: str) -> None:
     """HEAD is answered as GET is, without the content."""
@@ -339,7 +440,6 @@ def test_headers(path: str, method: str, host: str) -> None:
 @pytest.mark.parametrize(
     ("host", "answered"),
     [
-        (None, 200),
         ("127.0.0.1:7880", 200),
         ("192.0.2.1", 200),
         ("[::1]:7880", 200),
@@ -348,6 +448,9 @@ def test_headers(path: str, method: str, host: str) -> None:
         ("LocalHost", 200),
         ("status.example:443", 200),
         ("STATUS.example", 200),
+        ("status.example.", 200),
+        ("localhost.:80", 200),
+        ("xn--bcher-kva.example:80", 200),
         ("attacker.example", 403),
         ("attacker.example:7880", 403),
         ("localhost.attacker.example", 403),
@@ -360,7 +463,7 @@ def test_headers(path: str, method: str, host: str) -> None:
 @pytest.mark.parametrize("path", PAGES)
 def test_host(host: str | None, answered: int, path: str) -> None:
     """A browser that was led here by a name of somebody else's is refused."""
-    response, _ = ask(status(hosts=["Status.example"])[0], path, host=host)
+    response, _ = ask(status(hosts=["Status.example", "bücher.example."])[0], path, host=host)
     assert response.status == answered
 
 
@@ -373,6 +476,73 @@ def test_elsewhere() -> None:
     assert ask(root, "/who%20is%20it", host="attacker.example")[0].status == 403
     assert ask(root, "/who%20is%20it/")[0].status == 200
     assert ask(root, "/who%20is%20it/style.css")[0].status == 200
+
+
+def test_rendered_twice_a_second() -> None:
+    """However often it is asked for, each view is rendered at most twice a second."""
+    rendered: Counter[str] = Counter()
+
+    class Told(Connection):
+        """A connection that counts who looks at it."""
+
+        def fields(self) -> dict[str, str | int]:
+            rendered["json"] += 1
+            return super().fields()
+
+        @property
+        def proxyAddress(self) -> str | None:
+            rendered["page"] += 1
+            return super().proxyAddress
+
+    clock = Clock()
+    resource, tally = status(clock=clock.seconds)
+    tally(Told(NOON, SERVER, SERVER))
+    for turn in range(1, 4):
+        answers = {ask(resource, path)[1] for path in ("/", "/status.json") for _ in range(5)}
+        assert len(answers) == 2
+        assert rendered == {"json": turn, "page": turn}
+        tally(connection())
+        clock.advance(MAX_AGE)
+    for path in ("/", "/status.json", "/metrics"):
+        assert "4" in ask(resource, path)[1]
+    assert json.loads(ask(resource, "/status.json")[1])["connections"] == 4
+
+
+def test_own_failures_are_logged() -> None:
+    """Where this package itself fails, the log says why, and the client gets a 500."""
+
+    class Broken(Tally):
+        """A tally that fails."""
+
+        def facts(self) -> Facts:
+            raise ZeroDivisionError("a bug")
+
+    with capturedLogs() as events:
+        assert ask(StatusResource(Broken()))[0].status == 500
+    assert "a bug" in str(eventAsText(events[0]))
+
+
+@pytest.mark.parametrize(
+    ("site", "mode", "dest", "answered"),
+    [
+        ("none", "navigate", "document", 200),
+        ("same-origin", "cors", "empty", 200),
+        ("cross-site", "navigate", "document", 200),
+        ("same-site", "navigate", "document", 200),
+        ("cross-site", "no-cors", "empty", 403),
+        ("cross-site", "cors", "empty", 403),
+        ("cross-site", "no-cors", "image", 403),
+        ("cross-site", "navigate", "iframe", 403),
+        ("same-site", "no-cors", "script", 403),
+        ("same-site", "cors", "empty", 403),
+    ],
+)
+def test_other_sites(site: str, mode: str, dest: str, answered: int) -> None:
+    """A link elsewhere leads to the page, but other sites' pages cannot make work."""
+    resource, _ = status()
+    headers = {"Sec_Fetch_Site": site, "Sec_Fetch_Mode": mode, "Sec_Fetch_Dest": dest}
+    for path in PAGES:
+        assert ask(resource, path, **headers)[0].status == answered
 
 
 def site() -> tuple[StatusSite, Clock]:

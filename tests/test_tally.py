@@ -13,7 +13,7 @@ from twisted.internet.task import Clock
 
 from hello_listen import Connection, Summary
 from hello_listen.status import Facts, Tally
-from hello_listen.status.tally import LATEST, PENDING, SERIES, TOP
+from hello_listen.status.tally import BATCH, LATEST_CONNECTIONS, MAX_SERVERS, TOP_CLIENTS
 
 NOON = 1_795_348_800.0
 """A full hour, and midday in UTC."""
@@ -63,11 +63,38 @@ def test_totals() -> None:
 def test_many_servers() -> None:
     """Of the servers that PROXY headers name, no more than a number are told apart."""
     tally = Tally()
-    for port in range(SERIES + 5):
-        tally(connection(server=IPv4Address("TCP", "192.0.2.1", port)))
+    for error in (None, "proxy_header_timeout"):
+        for port in range(MAX_SERVERS + 5):
+            tally(connection(server=IPv4Address("TCP", "192.0.2.1", port), error=error))
+    tally(summary(3, "198.51.100.7"))
     totals = tally.facts().totals
-    assert len(totals) == SERIES + 1
-    assert totals["tcp", "other", ""] == 5
+    assert len(totals) == 2 * (MAX_SERVERS + 1) + 1
+    assert totals["tcp", "other", ""] == totals["tcp", "other", "proxy_header_timeout"] == 5
+    assert totals["tcp", "", ""] == 3
+
+
+def test_servers_that_listen() -> None:
+    """Servers that listen are told apart, whatever comes first; a wildcard stands for its port."""
+    tally = Tally()
+    for port in range(MAX_SERVERS + 5):
+        tally(connection(server=IPv4Address("TCP", "203.0.113.9", port)))
+    named = [("tcp", f"192.0.2.1:{port}") for port in range(200)]
+    known = ("tcp", "203.0.113.9:7")
+    tally.facts()
+    tally.expect([*named, known, ("tcp", "0.0.0.0:7001"), ("tcp", "[::]:7002")])
+    assert tally.facts().totals["tcp", "192.0.2.1:199", ""] == 0
+    for port in (*range(200), 7001, 7002, 7003):
+        for error in (None, "proxy_header_timeout"):
+            tally(connection(server=IPv4Address("TCP", "192.0.2.1", port), error=error))
+    # The one that is no longer among the others leaves its place to one more.
+    totals = tally.facts().totals
+    for error in ("", "proxy_header_timeout"):
+        assert all(totals["tcp", f"192.0.2.1:{port}", error] == 1 for port in range(200))
+        assert totals["tcp", "192.0.2.1:7001", error] == 1
+        assert totals["tcp", "[::]:7002", error] == 1
+    assert totals["tcp", "other", "proxy_header_timeout"] == 1
+    assert totals["tcp", "other", ""] == 6
+    assert totals[(*known, "")] == 1
 
 
 def test_times() -> None:
@@ -87,6 +114,31 @@ def test_times() -> None:
     hours = [count for _, count in facts.hours]
     assert (facts.hours[0][0], facts.hours[-1][0]) == (NOON - 23 * 3600, NOON)
     assert (hours[0], hours[22], hours[23], sum(hours)) == (1, 6, 1, 8)
+
+
+def test_times_begin_with_the_counting() -> None:
+    """Before the counting began there are no minutes and no hours, rather than empty ones."""
+    clock = Clock()
+    clock.advance(NOON + 150)
+    tally = Tally(clock=clock.seconds)
+    assert tally.facts().minutes == [(NOON + 120, 0)]
+    assert tally.facts().hours == [(NOON, 0)]
+    clock.advance(3600)
+    tally(connection(time=clock.seconds()))
+    facts = tally.facts()
+    assert [start for start, _ in facts.minutes] == [NOON + 60 * m for m in range(3, 63)]
+    assert facts.hours == [(NOON, 0), (NOON + 3600, 1)]
+
+
+def test_times_when_the_clock_is_set_back() -> None:
+    """Where the system's clock is set back, the connections since then are shown."""
+    clock = Clock()
+    clock.advance(NOON + 7200)
+    tally = Tally(clock=clock.seconds)
+    clock.advance(-7200)
+    tally(connection(time=NOON))
+    assert tally.facts().minutes == [(NOON, 1)]
+    assert tally.facts().hours == [(NOON, 1)]
 
 
 def test_late_records() -> None:
@@ -129,23 +181,46 @@ def test_client_and_its_summary(
 def test_clients() -> None:
     """Those that came most are named with when they came, and others are counted."""
     tally = Tally()
-    for number in range(TOP + 5):
+    for number in range(TOP_CLIENTS + 5):
         for time in range(number + 1):
             tally(connection(f"192.0.2.{number}", NOON + time))
     facts = tally.facts()
-    assert [client.connections for client in facts.clients] == list(range(TOP + 5, 5, -1))
+    assert [client.connections for client in facts.clients] == list(range(TOP_CLIENTS + 5, 5, -1))
     most = facts.clients[0]
     assert (most.name, most.first, most.last, most.missed) == ("192.0.2.24", NOON, NOON + 24, 0)
     assert facts.others == 0
 
 
+def test_distinct_clients() -> None:
+    """Clients are counted; where some were forgotten, that is a lower bound."""
+    tally = Tally(limit=4)
+    for number in range(4):
+        tally(connection(f"192.0.2.{number}"))
+        tally(connection("198.51.100.7") if number else summary(2, "198.51.100.7"))
+        facts = tally.facts()
+        expected = min(number + 2, 4)
+        assert (facts.distinctClients, facts.others > 0) == (expected, number == 3)
+    tally(connection("192.0.2.0"))
+    assert tally.facts().distinctClients == 4
+
+
+def test_facts_stay() -> None:
+    """What is known at a moment does not change when more is counted."""
+    tally = Tally()
+    tally(connection())
+    facts = tally.facts()
+    tally(connection())
+    assert tally.facts().clients[0].connections == 2
+    assert facts.clients[0].connections == 1
+
+
 def test_latest() -> None:
     """The last connections are kept, latest first."""
     tally = Tally()
-    all_ = [connection(time=NOON + number) for number in range(PENDING + LATEST)]
+    all_ = [connection(time=NOON + number) for number in range(BATCH + LATEST_CONNECTIONS)]
     for one in all_:
         tally(one)
-    assert tally.facts().latest == all_[: -LATEST - 1 : -1]
+    assert tally.facts().latest == all_[: -LATEST_CONNECTIONS - 1 : -1]
 
 
 @given(st.integers(2, 12), st.lists(st.integers(0, 30), max_size=300))
@@ -168,7 +243,7 @@ def test_error_bound(limit: int, sequence: list[int]) -> None:
 @given(
     st.lists(
         st.tuples(st.integers(0, 9), st.integers(0, 2), st.floats(0, 7200), st.booleans()),
-        max_size=2 * PENDING + 9,
+        max_size=2 * BATCH + 9,
     )
 )
 def test_exact(sequence: list[tuple[int, int, float, bool]]) -> None:

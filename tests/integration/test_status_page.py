@@ -239,8 +239,8 @@ def test_page_shows_who_comes(hello: Start, show: Open) -> None:
     page = show(status)
     assert page.text(".main dd") == "60"
     page.evaluate(
-        "window.kept = true; region = document.querySelector('#latest').closest('.scroll'); "
-        "region.focus(); region.scrollTop = 99"
+        "window.kept = true; link = document.querySelector('footer a'); "
+        "link.focus(); window.scrollTo(0, 99)"
     )
     name, _ = untilEnd(("127.0.0.1", port))
     asked = page.requests().count(f"http://127.0.0.1:{status}/")
@@ -249,7 +249,7 @@ def test_page_shows_who_comes(hello: Start, show: Open) -> None:
     assert page.text(".main dd") == "61"
     assert page.text("#state") == "Live"
     assert page.evaluate("document.querySelector('#latest tr').className") == "new"
-    assert page.evaluate("kept && document.activeElement === region && region.scrollTop") == 99
+    assert page.evaluate("kept && document.activeElement === link && window.scrollY") == 99
     assert page.evaluate("document.title") == "61 - hello-listen"
     server.stop()
 
@@ -314,14 +314,22 @@ def test_looks(hello: Start, show: Open, tmp_path: Path, width: int, scheme: str
         "--status", LOOPBACK, "-l", "/dev/full",
     )  # fmt: skip
     status, port, proxied = statusPort(server), server.port(), server.port()
-    for _ in range(30):
+    for number in range(60):
         untilEnd(("127.0.0.1", port))
+        with socket.create_connection(("127.0.0.1", proxied), PATIENCE) as proxy:
+            proxy.sendall(b"PROXY TCP4 198.51.100.%d 192.0.2.1 4242 443\r\n" % (number % 30))
+            proxy.recv(1)
     untilEnd(f"{tmp_path}/hello.sock")
     fromProxy(proxied, SCRIPT, IMAGE)
     curl(f"http://127.0.0.1:{proxied}/")
     until(lambda: get(status, "/healthz")[0] == 503)
     page = show(status, width=width, scheme=scheme)
     assert page.evaluate("document.documentElement.scrollWidth") == width
+    assert page.evaluate("document.documentElement.scrollHeight") < 3000
+    cut = "each => each.className !== 'hidden' && each.scrollHeight > each.clientHeight + 1"
+    scrolls = "getComputedStyle(each).overflowY !== 'visible'"
+    boxes = f"[...document.querySelectorAll('main *')].filter({cut} && {scrolls}).length"
+    assert page.evaluate(boxes) == 0
     folder = Path(os.environ.get("HELLO_LISTEN_SCREENSHOTS", tmp_path))
     page.screenshot(folder / f"status-{width}-{scheme}.png")
     modules = run(tool("npm"), "root", "--global").stdout.strip()

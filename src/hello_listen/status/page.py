@@ -1,20 +1,33 @@
-"""The page, from facts to HTML."""
+"""A snapshot as a page."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.resources import files
-from typing import Any
 
 from twisted.web.iweb import IRequest
-from twisted.web.template import Element, Flattenable, Tag, XMLString, renderer, tags
+from twisted.web.template import (
+    Element,
+    Flattenable,
+    Tag,
+    XMLString,
+    flattenString,
+    renderer,
+    tags,
+)
 
 from hello_listen.connection import addressText
-from hello_listen.status.tally import Facts
+from hello_listen.status.snapshot import Snapshot
 
-LONGEST = 48
+MAX_ADDRESS = 48
 """Characters of an address that are shown, as many as an IPv6 one has; status.json has all."""
+
+CLIENTS_SHOWN = 12
+"""Clients on the page; status.json has more."""
+
+LATEST_SHOWN = 15
+"""Connections on the page; status.json has more."""
 
 TEMPLATE = XMLString(files("hello_listen.status").joinpath("page.xml").read_bytes())
 
@@ -22,72 +35,61 @@ TEMPLATE = XMLString(files("hello_listen.status").joinpath("page.xml").read_byte
 _HEIGHT = 100
 
 
-class StatusPage(Element):
+def renderPage(snapshot: Snapshot) -> bytes:
+    """Return the page as HTML."""
+    html: list[bytes] = []
+    # Nothing in the page waits, so that this is done at once.
+    flattenString(None, _Page(snapshot)).addCallback(html.append)
+    return b"<!DOCTYPE html>\n" + html[0]
+
+
+class _Page(Element):
     """All that is known, to look at. Whatever clients named themselves is escaped."""
 
     loader = TEMPLATE
 
-    def __init__(
-        self,
-        facts: Facts,
-        listening: Sequence[tuple[str, str | None]],
-        log: Any,
-        problems: Sequence[str],
-    ) -> None:
-        """
-        Hold what is to be shown.
-
-        @param facts: what a L{Tally} knows.
-        @param listening: each endpoint's description, and where it listens, if it does.
-        @param log: a L{ConnectionLog}, or L{None}.
-        @param problems: what is wrong.
-        """
+    def __init__(self, snapshot: Snapshot) -> None:
         super().__init__()
-        self._facts = facts
-        self._listening = listening
-        self._log = log
-        self._problems = problems
+        self._snapshot = snapshot
+        self._facts = snapshot.facts
 
     @renderer
     def page(self, request: IRequest | None, tag: Tag) -> Tag:
-        """Fill in what is but a word."""
-        return tag.fillSlots(
-            connections=f"{self._facts.connections:,}", since=_time(self._facts.since, 0)
-        )
+        """Fill the text slots."""
+        return tag.fillSlots(connections=f"{self._facts.connections:,}")
 
     @renderer
     def problems(self, request: IRequest | None, tag: Tag) -> list[Tag]:
         """Render each problem."""
-        return _each(tag, [{"problem": problem} for problem in self._problems])
+        return _each(tag, [{"problem": problem} for problem in self._snapshot.problems])
 
     @renderer
     def figures(self, request: IRequest | None, tag: Tag) -> list[Tag]:
         """Render each figure."""
-        facts, log = self._facts, self._log
-        figures = [
-            ("main", "connections", facts.connections),
-            ("", "in the last minute", facts.lastMinute),
-            ("", "in the last hour", facts.lastHour),
+        facts, log = self._facts, self._snapshot.log
+        since = tags.transparent("connections since ", _time(facts.since, facts.now))
+        figures: list[tuple[str, Flattenable, str]] = [
+            ("main", since, f"{facts.connections:,}"),
+            ("", "in the last minute", f"{facts.lastMinute:,}"),
+            ("", "in the last hour", f"{facts.lastHour:,}"),
+            ("", "clients", f"{'≥ ' if facts.others else ''}{facts.distinctClients:,}"),
         ]
         if log is not None:
             figures += [
-                ("", "recorded", log.recorded),
-                ("", "summarized", log.summarized),
-                ("bad" if log.lost else "", "lost", log.lost),
+                ("", "recorded", f"{log.recorded:,}"),
+                ("", "summarized", f"{log.summarized:,}"),
+                ("bad" if log.lost else "", "lost", f"{log.lost:,}"),
+                ("", "to be summarized", f"{log.toSummarize:,}"),
+                ("", "to be written", f"{log.toWrite:,}"),
             ]
-        return _each(
-            tag,
-            [
-                {"class": kind, "label": label, "value": f"{value:,}"}
-                for kind, label, value in figures
-            ],
-        )
+        rows = [{"class": kind, "label": label, "value": value} for kind, label, value in figures]
+        return _each(tag, rows)
 
     @renderer
     def endpoints(self, request: IRequest | None, tag: Tag) -> list[Tag]:
         """Render each endpoint."""
         rows = []
-        for description, where in self._listening:
+        for description, where in self._snapshot.endpoints:
             told = "does not listen" if where is None else f"on {where}"
             rows.append(
                 {
@@ -101,28 +103,28 @@ class StatusPage(Element):
     @renderer
     def minutes(self, request: IRequest | None, tag: Tag) -> Tag:
         """Render the last hour."""
-        return _chart(self._facts.minutes, "a minute")
+        return _chart(self._facts.minutes, 60, "a minute")
 
     @renderer
     def hours(self, request: IRequest | None, tag: Tag) -> Tag:
         """Render the last day."""
-        return _chart(self._facts.hours, "an hour")
+        return _chart(self._facts.hours, 24, "an hour")
 
     @renderer
     def clients(self, request: IRequest | None, tag: Tag) -> list[Tag]:
         """Render a row for each of the clients that came most, and one for the others."""
-        facts = self._facts
+        facts, shown = self._facts, self._facts.clients[:CLIENTS_SHOWN]
         rows: list[dict[str, Flattenable]] = [
             {
-                "client": shortened(client.name),
+                "client": _truncated(client.name),
                 "share": _share(client.connections / facts.connections),
                 "count": f"{'≥ ' if client.missed else ''}{client.connections:,}",
                 "first": _time(client.first, facts.now),
                 "last": _time(client.last, facts.now),
             }
-            for client in facts.clients
+            for client in shown
         ]
-        rest = facts.connections - sum(client.connections for client in facts.clients)
+        rest = facts.connections - sum(client.connections for client in shown)
         if rest:
             rows.append(
                 {
@@ -139,16 +141,16 @@ class StatusPage(Element):
     def latest(self, request: IRequest | None, tag: Tag) -> list[Tag]:
         """Render a row for each of the last connections."""
         rows: list[dict[str, Flattenable]] = []
-        for connection in self._facts.latest:
+        for connection in self._facts.latest[:LATEST_SHOWN]:
             proxy, error = connection.proxy, connection.error
-            via = f"via {shortened(addressText(proxy))}" if proxy else ""
+            via = connection.proxyAddress or (addressText(proxy) if proxy else "")
             rows.append(
                 {
                     "time": _time(connection.time, self._facts.now),
-                    "client": shortened(addressText(connection.client)),
+                    "client": _truncated(addressText(connection.client)),
                     "error": tags.span(error, class_="more error") if error else "",
-                    "server": shortened(addressText(connection.server)),
-                    "proxy": tags.span(via, class_="more") if via else "",
+                    "server": _truncated(addressText(connection.server)),
+                    "proxy": tags.span(f"via {_truncated(via)}", class_="more") if via else "",
                 }
             )
         return _each(tag, rows) or [_nobody(3)]
@@ -159,13 +161,13 @@ def _each(tag: Tag, rows: Sequence[Mapping[str, Flattenable]]) -> list[Tag]:
     return [tag.clone().fillSlots(**row) for row in rows]
 
 
-def shortened(text: str) -> str:
-    """Return a text that has room on the page."""
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+def _truncated(text: str) -> str:
+    """Return a text of L{MAX_ADDRESS} characters at most."""
+    return text if len(text) <= MAX_ADDRESS else f"{text[: MAX_ADDRESS - 1]}…"
 
 
 def _nobody(columns: int) -> Tag:
-    """Return the row of a table that has none."""
+    """Return the placeholder row of an empty table."""
     return tags.tr(tags.td("Nobody has connected yet.", colspan=str(columns), class_="empty"))
 
 
@@ -184,8 +186,8 @@ def _share(share: float) -> Tag:
     )
 
 
-def _chart(counts: Sequence[tuple[int, int]], unit: str) -> Tag:
-    """Return bars for the connections of each minute or hour, and what they say in words."""
+def _chart(counts: Sequence[tuple[int, int]], places: int, unit: str) -> Tag:
+    """Return a chart of the connections of each minute or hour, with places for more."""
     most = max(count for _, count in counts)
     bars = []
     for number, (start, count) in enumerate(counts):
@@ -198,12 +200,12 @@ def _chart(counts: Sequence[tuple[int, int]], unit: str) -> Tag:
     peak = f"at most {most:,} in {unit}" if most else "none"
     total = sum(count for _, count in counts)
     words = {"role": "img", "aria-label": f"Connections: {total:,}, {peak}"}
-    caption = tags.figcaption(tags.span(_clock(counts[0][0])), tags.span(peak), tags.span("now"))
-    return tags.transparent(_svg(len(counts), _HEIGHT, **words)(*bars), caption)
+    caption = tags.figcaption(tags.span(f"{_clock(counts[0][0])} to now"), tags.span(peak))
+    return tags.transparent(_svg(places, _HEIGHT, **words)(*bars), caption)
 
 
 def _svg(width: int, height: int, **attributes: str) -> Tag:
-    """Return a picture that its place stretches."""
+    """Return a scalable SVG."""
     return Tag("svg")(**attributes, viewBox=f"0 0 {width} {height}", preserveAspectRatio="none")
 
 

@@ -1,4 +1,4 @@
-"""The resource that serves the page, the facts and the metrics."""
+"""The resource that serves the page, the JSON and the metrics."""
 
 from __future__ import annotations
 
@@ -8,19 +8,17 @@ from contextlib import suppress
 from importlib.resources import files
 from ipaddress import ip_address
 from json import dumps
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from twisted.internet.interfaces import IAddress
+import idna
 from twisted.web.iweb import IRequest
-from twisted.web.pages import errorPage, forbidden, notFound
 from twisted.web.resource import IResource, Resource
-from twisted.web.template import renderElement
-from twisted.web.util import redirectTo
 
-from hello_listen.connection import addressText, network, timestamp
-from hello_listen.status.metrics import Metrics
-from hello_listen.status.page import StatusPage
+from hello_listen.status import metrics
+from hello_listen.status.page import renderPage
+from hello_listen.status.snapshot import Snapshot, Snapshots
 from hello_listen.status.tally import Tally
 
 if TYPE_CHECKING:
@@ -39,6 +37,10 @@ HEADERS = {
 
 FILES = {"style.css": "text/css", "script.js": "text/javascript", "icon.svg": "image/svg+xml"}
 
+TEXT = "text/plain; charset=utf-8"
+HTML = "text/html; charset=utf-8"
+JSON = "application/json; charset=utf-8"
+
 
 class StatusResource(Resource):
     """
@@ -55,30 +57,31 @@ class StatusResource(Resource):
         service: HelloService | None = None,
         log: ConnectionLog | None = None,
         hosts: Iterable[str] = (),
+        clock: Callable[[], float] = monotonic,
     ) -> None:
         """
         Serve what is known.
 
         @param tally: an observer of the connections.
-        @param service: what listens, if that is to be told.
-        @param log: where the connections are recorded, if that is to be told.
+        @param service: what listens, if that is to be shown.
+        @param log: where the connections are recorded, if that is to be shown.
         @param hosts: names that this is reached by.
+        @param clock: returns seconds; each view is rendered twice a second at most.
+
+        @raise ValueError: not a host name.
         """
         super().__init__()
-        self._tally = tally
-        self._service: Any = service
-        self._log: Any = log
-        self._hosts = {"localhost", *(host.lower() for host in hosts)}
-        metrics = Metrics(tally, self._servers, self._waiting, log)
-        self.putChild(b"", _Answer(self._page, "text/html"))
-        self.putChild(b"status.json", _Answer(self._json, "application/json"))
-        self.putChild(b"healthz", _Answer(self._health, "text/plain"))
-        self.putChild(b"metrics", _Answer(metrics, "text/plain"))
+        self.snapshots = Snapshots(tally, service, log, clock)
+        self._hosts = {"localhost", *map(hostName, hosts)}
+        self.putChild(b"", _View(self.snapshots, "text/html; charset=utf-8", renderPage))
+        self.putChild(
+            b"status.json", _View(self.snapshots, "application/json; charset=utf-8", _asJSON)
+        )
+        self.putChild(b"metrics", _Metrics(self.snapshots))
+        self.putChild(b"healthz", _Health(self.snapshots))
         for name, kind in FILES.items():
-            self.putChild(
-                name.encode(),
-                _Answer(_constant(files("hello_listen.status").joinpath(name).read_bytes()), kind),
-            )
+            content = files("hello_listen.status").joinpath(name).read_bytes()
+            self.putChild(name.encode(), _Constant(content, f"{kind}; charset=utf-8"))
 
     def getChildWithDefault(self, path: bytes, request: Any) -> IResource:
         """
@@ -91,156 +94,167 @@ class StatusResource(Resource):
 
     def getChild(self, path: bytes, request: IRequest) -> IResource:
         """
-        Return that there is no such page.
+        404.
 
-        @param path: what was asked for.
+        @param path: a segment of a path.
         @param request: the request.
         """
-        return notFound()
+        return _NOT_FOUND
 
     def render(self, request: Any) -> Any:
         """
-        Lead from where a site put this to the page, whose links are relative.
+        Redirect to the trailing slash, since the page's links are relative.
 
         @param request: a request for this resource itself.
         """
         refusal = self._refusal(request)
-        if refusal is not None:
-            return refusal.render(request)
-        return redirectTo(f"{quote(request.prepath[-1])}/".encode(), request)
+        if refusal is None:
+            request.setHeader(b"location", f"{quote(request.prepath[-1])}/".encode())
+        return (refusal or _REDIRECTION).render(request)
 
-    def _refusal(self, request: Any) -> IResource | None:
-        """Set the headers of every answer, and return what refuses a request that is refused."""
+    def _refusal(self, request: Any) -> Resource | None:
+        """Set the headers of every answer, and return what refuses a request, if it is refused."""
         for name, value in HEADERS.items():
             request.setHeader(name.encode(), value.encode())
         request.responseHeaders.removeHeader(b"server")
-        if not all(map(self._known, request.requestHeaders.getRawHeaders("host", []))):
-            return forbidden("Unknown Host", "Use an IP address, or allow a name: --status-host.")
+        hosts = request.requestHeaders.getRawHeaders(b"host", [])
+        if len(hosts) > 1 or (not hosts and request.clientproto == b"HTTP/1.1"):
+            return _BAD_HOST  # RFC 9112, 3.2
+        if not all(map(self._isOurs, hosts)):
+            return _UNKNOWN_HOST
         if request.method not in (b"GET", b"HEAD"):
-            request.setHeader(b"Allow", b"GET, HEAD")
-            return errorPage(405, "Method Not Allowed", "Use GET or HEAD.")
+            request.setHeader(b"allow", b"GET, HEAD")
+            return _BAD_METHOD
+        if _isForeign(request):
+            return _FOREIGN
         return None
 
-    def _known(self, header: str) -> bool:
-        """Say if a Host header names this host. Browsers send one with every request."""
-        host = re.sub(r":\d*$", "", header).strip("[]").lower()
+    def _isOurs(self, header: bytes) -> bool:
+        """Say whether a Host header names this host. Browsers send one with every request."""
+        host = re.sub(r":\d*$", "", header.decode("latin-1")).lower().removesuffix(".")
         with suppress(ValueError):
-            return bool(ip_address(host))
+            return bool(ip_address(host.strip("[]")))
         return host in self._hosts
 
-    def _problems(self) -> list[str]:
-        """Return what is wrong at the moment."""
-        problems = [
-            f"Not listening: {description}"
-            for description, address in self._listening()
-            if address is None
-        ]
-        if self._log is not None and self._log.failing is not None:
-            problems.append(
-                f"The connection log cannot be written: {self._log.failing}. "
-                f"{self._log.waiting:,} bytes are kept in memory."
-            )
-        return problems
 
-    def _listening(self) -> list[tuple[str, IAddress | None]]:
-        """Return each endpoint's description and address."""
-        return [] if self._service is None else self._service.listening
-
-    def _servers(self) -> list[tuple[str, str]]:
-        """Return what listens, as the labels of metrics."""
-        addresses = [address for _, address in self._listening() if address is not None]
-        return [(network(address)[0], addressText(address)) for address in addresses]
-
-    def _waiting(self) -> int:
-        """Return how many PROXY headers are waited for."""
-        return 0 if self._service is None else self._service.headersWaiting
-
-    def _page(self, request: IRequest) -> Any:
-        """Answer with the page."""
-        listening = [
-            (description, None if address is None else addressText(address))
-            for description, address in self._listening()
-        ]
-        page = StatusPage(self._tally.facts(), listening, self._log, self._problems())
-        return renderElement(request, page)
-
-    def _json(self, request: IRequest) -> bytes:
-        """Answer with the same facts for scripts."""
-        facts, log = self._tally.facts(), self._log
-        known: dict[str, Any] = {
-            "timestamp": timestamp(facts.now),
-            "since": timestamp(facts.since),
-            "problems": self._problems(),
-            "endpoints": [
-                {"endpoint": description, "address": address and addressText(address)}
-                for description, address in self._listening()
-            ],
-            "connections": facts.connections,
-            "last_minute": facts.lastMinute,
-            "last_hour": facts.lastHour,
-        }
-        if log is not None:
-            known |= {"recorded": log.recorded, "summarized": log.summarized, "lost": log.lost}
-        known |= {
-            "servers": [
-                {
-                    "network.transport": transport,
-                    "server": server,
-                    "error.type": error,
-                    "connections": count,
-                }
-                for (transport, server, error), count in facts.totals.items()
-            ],
-            "minutes": _times(facts.minutes),
-            "hours": _times(facts.hours),
-            "clients": [
-                {
-                    "client.address": client.name,
-                    "connections": client.connections,
-                    "missed": client.missed,
-                    "first": timestamp(client.first),
-                    "last": timestamp(client.last),
-                }
-                for client in facts.clients
-            ],
-            "others": facts.others,
-            "latest": [connection.fields() for connection in facts.latest],
-        }
-        return dumps(known, indent=1).encode()
-
-    def _health(self, request: IRequest) -> bytes:
-        """Answer if all is well, and if not, what is wrong."""
-        problems = self._problems()
-        if problems:
-            request.setResponseCode(503)
-        return "".join(f"{line}\n" for line in problems or ["OK"]).encode()
-
-
-class _Answer(Resource):
-    """Answers each request with what a function returns."""
-
-    def __init__(self, answer: Callable[[Any], Any], kind: str) -> None:
-        super().__init__()
-        self._answer = answer
-        self._kind = f"{kind}; charset=utf-8".encode()
+class _Leaf(Resource):
+    """A resource without children."""
 
     def getChild(self, path: bytes, request: IRequest) -> IResource:
-        return notFound()
-
-    def render(self, request: Any) -> Any:
-        request.setHeader(b"content-type", self._kind)
-        body = self._answer(request)
-        if request.method == b"HEAD" and isinstance(body, bytes):
-            request.setHeader(b"content-length", b"%d" % len(body))
-            return b""
-        return body
+        return _NOT_FOUND
 
 
-def _constant(content: bytes) -> Callable[[IRequest], bytes]:
-    """Return what answers with the same each time."""
-    return lambda request: content
+class _Constant(_Leaf):
+    """The same answer to every request."""
+
+    def __init__(self, content: bytes, kind: str = TEXT, code: int = 200) -> None:
+        super().__init__()
+        self._content = content
+        self._kind = kind
+        self._code = code
+
+    def render(self, request: Any) -> bytes:
+        return _respond(request, self._content, self._kind, self._code)
 
 
-def _times(counts: list[tuple[int, int]]) -> list[dict[str, Any]]:
-    """Return when each minute or hour began, and its connections."""
-    return [{"timestamp": timestamp(start), "connections": count} for start, count in counts]
+class _View(_Leaf):
+    """A view of the snapshot, rendered once for each."""
+
+    def __init__(self, snapshots: Snapshots, kind: str, show: Callable[[Snapshot], bytes]) -> None:
+        super().__init__()
+        self._snapshots = snapshots
+        self._kind = kind
+        self._show = show
+        self._shown: Snapshot | None = None
+        self._content = b""
+
+    def render(self, request: Any) -> bytes:
+        snapshot = self._snapshots.take()
+        if self._shown is not snapshot:
+            self._content = self._show(snapshot)
+            self._shown = snapshot
+        return _respond(request, self._content, self._kind)
+
+
+class _Metrics(_Leaf):
+    """The metrics, in the format that is asked for."""
+
+    def __init__(self, snapshots: Snapshots) -> None:
+        super().__init__()
+        self._text = _View(snapshots, metrics.TEXT, metrics.asText)
+        self._open = _View(snapshots, metrics.OPEN_METRICS, metrics.asOpenMetrics)
+
+    def render(self, request: Any) -> bytes:
+        accepted = request.getHeader(b"accept") or b""
+        return (self._open if b"application/openmetrics-text" in accepted else self._text).render(
+            request
+        )
+
+
+class _Health(_Leaf):
+    """Says that all is well, or what is wrong."""
+
+    def __init__(self, snapshots: Snapshots) -> None:
+        super().__init__()
+        self._snapshots = snapshots
+
+    def render(self, request: Any) -> bytes:
+        problems = self._snapshots.take().problems
+        content = "".join(f"{line}\n" for line in problems or ["OK"])
+        return _respond(request, content.encode(), TEXT, 503 if problems else 200)
+
+
+_REDIRECTION = _Constant(b"The page is at the address with a slash at its end.\n", code=302)
+_BAD_HOST = _Constant(b"Bad Request: one Host header is needed.\n", code=400)
+_UNKNOWN_HOST = _Constant(
+    b"Unknown Host: use an IP address, or allow the name with --status-host.\n", code=403
+)
+_FOREIGN = _Constant(b"Forbidden: another site asked for this.\n", code=403)
+_NOT_FOUND = _Constant(b"Not Found\n", code=404)
+_BAD_METHOD = _Constant(b"Method Not Allowed: use GET or HEAD.\n", code=405)
+
+
+def hostName(text: str) -> str:
+    """
+    Return a host's name as browsers send it: in lower case and punycode, without a dot at its end.
+
+    @param text: the name.
+
+    @raise ValueError: it is none, such as one with a port.
+    """
+    name = text.lower()
+    with suppress(idna.IDNAError):
+        name = name if name.isascii() else idna.encode(name, uts46=True).decode()
+    name = name.removesuffix(".")
+    if re.fullmatch(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*", name) is None:
+        raise ValueError(f"not a host name (without port or path): {text!r}")
+    return name
+
+
+def _isForeign(request: Any) -> bool:
+    """
+    Say whether another site's page asks for this, and not somebody who follows a link.
+
+    Nothing could be read by that page, but the answers take time. A port of the same host is as
+    foreign: browsers call it C{same-site}.
+    """
+    site, mode, dest = (
+        request.getHeader(b"sec-fetch-" + name) for name in (b"site", b"mode", b"dest")
+    )
+    isLink = mode == b"navigate" and dest == b"document"
+    return site in (b"cross-site", b"same-site") and not isLink
+
+
+def _respond(request: Any, content: bytes, kind: str, code: int = 200) -> bytes:
+    """Set the status and the type of an answer, and return its content."""
+    request.setResponseCode(code)
+    request.setHeader(b"content-type", kind.encode())
+    if request.method == b"HEAD":
+        request.setHeader(b"content-length", b"%d" % len(content))
+        return b""
+    return content
+
+
+def _asJSON(snapshot: Snapshot) -> bytes:
+    """Return the snapshot as JSON."""
+    return dumps(snapshot.fields(), indent=1).encode()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from copy import copy
 from dataclasses import dataclass
 from heapq import nlargest
 from operator import attrgetter
@@ -15,23 +16,23 @@ from twisted.internet.interfaces import IAddress
 from hello_listen.connection import Connection, addressText, network
 from hello_listen.summaries import Summary
 
-CLIENTS = 10_000
+MAX_CLIENTS = 10_000
 """Clients that are told apart, some 3 MB."""
 
-SERIES = 100
-"""Servers that are told apart. A PROXY header may name any; more are counted as C{other}."""
+MAX_SERVERS = 100
+"""Servers that are told apart besides those that listen: a PROXY header may name any."""
 
-LATEST = 50
+LATEST_CONNECTIONS = 50
 """Connections that are kept as they are."""
 
-TOP = 20
+TOP_CLIENTS = 20
 """Clients that L{Facts} names."""
 
-SLACK = 10
-"""Seconds, and minutes, that are kept longer: a connection behind a proxy comes 5 seconds late."""
+BATCH = 64
+"""Connections that are counted together, few enough not to start the garbage collector."""
 
-PENDING = 64
-"""Connections that are counted together; with more, the garbage collector would run for them."""
+
+_count = attrgetter("connections")
 
 
 class Client:
@@ -84,13 +85,16 @@ class Facts:
     """Of them, in the last 60 minutes."""
 
     minutes: list[tuple[int, int]]
-    """The last 60 minutes, the present one last: when each began, and its connections."""
+    """When each of the last 60 minutes since counting began started, and its connections."""
 
     hours: list[tuple[int, int]]
-    """The last 24 hours, likewise."""
+    """The same of the last 24 hours."""
+
+    distinctClients: int
+    """How many clients there were: exact while C{others} is 0, else a lower bound."""
 
     clients: list[Client]
-    """Those that came most, most first."""
+    """The clients with the most connections, most first."""
 
     others: int
     """Connections of all clients that are not told apart."""
@@ -110,7 +114,7 @@ class Tally:
     N / (limit / 2), and a client that made more than that is told apart.
     """
 
-    def __init__(self, limit: int = CLIENTS, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, limit: int = MAX_CLIENTS, clock: Callable[[], float] = time.time) -> None:
         """
         Begin to count.
 
@@ -123,11 +127,13 @@ class Tally:
         self._pending: list[Connection] = []
         self._connections = 0
         self._totals: dict[tuple[str, str, str], int] = {}
+        self._listening: set[tuple[str, str]] = set()
+        self._others: set[tuple[str, str]] = set()
         self._seconds: dict[int, int] = {}
         self._minutes: dict[int, int] = {}
         self._clients: dict[str, Client] = {}
         self._missed = 0
-        self._latest: deque[Connection] = deque(maxlen=LATEST)
+        self._latest: deque[Connection] = deque(maxlen=LATEST_CONNECTIONS)
 
     def __call__(self, record: Connection | Summary) -> None:
         """
@@ -139,15 +145,30 @@ class Tally:
             self._countSummary(record)
             return
         self._pending.append(record)
-        if len(self._pending) >= PENDING:
+        if len(self._pending) >= BATCH:
             self._countPending()
+
+    def expect(self, servers: Iterable[tuple[str, str]]) -> None:
+        """
+        Tell servers apart, whatever other servers are reached first, and count them from 0.
+
+        @param servers: the transport and the address of each.
+        """
+        for place in servers:
+            self._listening.add(place)
+            self._others.discard(place)
+            self._totals.setdefault((*place, ""), 0)
 
     def facts(self) -> Facts:
         """Return what is known now."""
         self._countPending()
         now = self._clock()
         second, minute, hour = int(now), int(now // 60), int(now // 3600)
-        minutes = [(60 * m, self._minutes.get(m, 0)) for m in range(minute - 59, minute + 1)]
+        # Connections are older than the counting if the system's clock was set back.
+        first = min(int(self._since // 60), minute, *self._minutes)
+        minutes = [
+            (60 * m, self._minutes.get(m, 0)) for m in range(max(first, minute - 59), minute + 1)
+        ]
         return Facts(
             now=now,
             since=self._since,
@@ -158,9 +179,10 @@ class Tally:
             minutes=minutes,
             hours=[
                 (3600 * h, sum(self._minutes.get(m, 0) for m in range(60 * h, 60 * h + 60)))
-                for h in range(hour - 23, hour + 1)
+                for h in range(max(first // 60, hour - 23), hour + 1)
             ],
-            clients=nlargest(TOP, self._clients.values(), key=attrgetter("connections")),
+            distinctClients=self._limit if self._missed else len(self._clients),
+            clients=[copy(c) for c in nlargest(TOP_CLIENTS, self._clients.values(), key=_count)],
             others=self._connections - sum(c.connections for c in self._clients.values()),
             latest=list(reversed(self._latest)),
         )
@@ -210,14 +232,28 @@ class Tally:
 
     def _countServer(self, server: IAddress, error: str | None, count: int) -> None:
         """Count connections that reached a server."""
-        self._addTotal(network(server)[0], addressText(server), error or "", count)
+        transport = network(server)[0]
+        name = self._serverName(transport, addressText(server))
+        self._addTotal(transport, name, error or "", count)
 
     def _addTotal(self, transport: str, server: str, error: str, count: int) -> None:
         """Count in the totals."""
         key = transport, server, error
-        if key not in self._totals and len(self._totals) >= SERIES:
-            key = transport, "other", error
         self._totals[key] = self._totals.get(key, 0) + count
+
+    def _serverName(self, transport: str, server: str) -> str:
+        """Return the name that a server is counted by."""
+        place = transport, server
+        if place in self._listening or place in self._others:
+            return server
+        if len(self._others) < MAX_SERVERS:
+            self._others.add(place)
+            return server
+        port = server.rpartition(":")[2]
+        for wildcard in (f"0.0.0.0:{port}", f"[::]:{port}"):
+            if (transport, wildcard) in self._listening:
+                return wildcard
+        return "other"
 
     def _tellApart(self, name: str, first: float) -> Client:
         """Return a new client."""
