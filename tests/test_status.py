@@ -19,7 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openMetrics
 from prometheus_client.parser import text_string_to_metric_families as textMetrics
-from twisted.internet.address import IPv4Address, UNIXAddress
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.defer import succeed
 from twisted.internet.error import CannotListenError, ConnectionAborted, ConnectionDone
 from twisted.internet.interfaces import IAddress, IProtocolNegotiationFactory
 from twisted.internet.task import Clock
@@ -29,11 +30,17 @@ from twisted.python.failure import Failure
 from twisted.python.usage import UsageError
 from twisted.web.resource import Resource
 
-from hello_listen import Connection, ListenError
+from hello_listen import Connection, HelloFactory, HelloService, ListenError
 from hello_listen.connection import addressText
 from hello_listen.status import Facts, StatusResource, Tally
 from hello_listen.status import site as siteModule
-from hello_listen.status.site import CLIENTS, LONGEST, PATIENCE, StatusSite
+from hello_listen.status.site import (
+    MAX_CONNECTIONS,
+    MAX_CONNECTIONS_PER_ADDRESS,
+    MAX_REQUEST,
+    PATIENCE,
+    StatusSite,
+)
 from hello_listen.status.snapshot import MAX_AGE
 from hello_listen.tap import Options, makeService
 from reactors import HOUR, Stepping
@@ -125,7 +132,7 @@ class HTTP:
         lines = [f"{method} {path} HTTP/1.1", *([] if host is None else [f"Host: {host}"])]
         lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
         self.send(*lines)
-        self.site.reactor.advance(0)
+        self.site.clock.advance(0)
         return self.response(method)
 
     def response(self, method: str = "GET") -> tuple[HTTPResponse, str]:
@@ -545,6 +552,20 @@ def test_other_sites(site: str, mode: str, dest: str, answered: int) -> None:
         assert ask(resource, path, **headers)[0].status == answered
 
 
+@pytest.mark.parametrize(
+    ("version", "hosts", "answered"),
+    [("1.1", [], 400), ("1.1", ["localhost"] * 2, 400), ("1.0", [], 200), ("1.1", ["\xff"], 403)],
+)
+def test_host_header(version: str, hosts: list[str], answered: int) -> None:
+    """HTTP/1.1 has one Host (RFC 9112, 3.2); whatever it holds, nothing is logged."""
+    client = HTTP(StatusSite(status()[0], Clock()))
+    with capturedLogs() as events:
+        client.send(f"GET / HTTP/{version}", *(f"Host: {host}" for host in hosts))
+        client.site.clock.advance(0)
+    assert client.response()[0].status == answered
+    assert events == []
+
+
 def site() -> tuple[StatusSite, Clock]:
     """Return a site, and the clock that it goes by."""
     clock = Clock()
@@ -590,19 +611,103 @@ def test_negotiation() -> None:
     assert IProtocolNegotiationFactory(site()[0]).acceptableProtocols() == [b"http/1.1"]
 
 
+def test_name() -> None:
+    """Twisted's log names it in words that an operator knows."""
+    assert site()[0].logPrefix() == "Status page"
+
+
 def test_many_clients() -> None:
     """However many clients are slow, another is answered; the one answered least lately goes."""
     served, _ = site()
     viewer = HTTP(served)
-    slow = [HTTP(served) for _ in range(CLIENTS - 1)]
+    slow = [HTTP(served, f"192.0.2.{n}") for n in range(MAX_CONNECTIONS - 1)]
     assert viewer.ask()[0].status == 200
-    for _ in range(CLIENTS - 1):
-        slow.append(HTTP(served))
+    for n in range(MAX_CONNECTIONS - 1):
+        slow.append(HTTP(served, f"198.51.100.{n}"))
         gone = slow.pop(0)
         assert gone.transport.disconnected
         gone.protocol.connectionLost(Failure(ConnectionAborted()))
     assert viewer.ask()[0].status == 200
-    assert len(served.protocols) == CLIENTS
+    assert len(served.protocols) == MAX_CONNECTIONS
+
+
+def test_clients_of_one_address() -> None:
+    """One address cannot take all places: it loses its own connections, and others keep theirs."""
+    served, _ = site()
+    viewers = [HTTP(served, f"192.0.2.{n}") for n in range(9)]
+    own = [HTTP(served, "203.0.113.7") for _ in range(MAX_CONNECTIONS_PER_ADDRESS)]
+    assert own[0].ask()[0].status == 200
+    for gone in own[1:]:
+        own.append(HTTP(served, "203.0.113.7"))
+        assert gone.transport.disconnected
+        gone.protocol.connectionLost(Failure(ConnectionAborted()))
+    assert not own[0].transport.disconnected
+    for viewer in viewers:
+        assert viewer.ask()[0].status == 200
+
+
+class Turns(Clock):
+    """A clock on which what is called later comes a turn later, as in a reactor."""
+
+    def callLater(self, when: float, what: Any, *arguments: Any, **named: Any) -> Any:
+        """Call something later."""
+        return super().callLater(max(when, 0.001), what, *arguments, **named)
+
+    def turn(self, count: int = 1) -> None:
+        """Let so many turns pass."""
+        self.pump([0.001] * count)
+
+
+def test_pipelined_requests() -> None:
+    """However many requests come at once, one is answered in a turn."""
+    clock = Turns()
+    served = StatusSite(status()[0], clock)
+    client = HTTP(served)
+    request = ["GET /healthz HTTP/1.1", "Host: localhost", ""]
+    client.send(*request * 100)
+    for number in range(101):
+        assert client.answers() == number
+        clock.turn()
+    assert client.answers() == 100
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_pipelined_requests_of_who_hung_up(told: bool) -> None:
+    """They are answered no more."""
+    clock = Turns()
+    client = HTTP(StatusSite(status()[0], clock))
+    client.send(*["GET /healthz HTTP/1.1", "Host: localhost", ""] * 10)
+    clock.turn()
+    if told:
+        client.transport.producer.stopProducing()
+    client.protocol.connectionLost(Failure(ConnectionDone()))
+    clock.turn()
+    assert client.answers() == 1
+
+
+def test_client_that_reads_nothing() -> None:
+    """It gets what fits into the buffers, waits, and is dropped; one that reads on is served."""
+    for takes in (False, True):
+        clock = Turns()
+        served = StatusSite(status()[0], clock)
+        client = HTTP(served)
+        client.transport.takes = False
+        for _ in range(10):
+            client.send(*["GET /style.css HTTP/1.1", "Host: localhost", ""] * 20)
+            clock.turn(30)
+        waiting = client.answers()
+        assert client.transport.unsent < 2 * client.transport.bufferSize
+        clock.advance(PATIENCE - 1)
+        if takes:
+            client.transport.take()
+            clock.turn()
+            assert client.answers() == waiting + 1
+            clock.advance(PATIENCE - 1)
+            assert not client.transport.disconnected
+        else:
+            clock.advance(1)
+            assert client.transport.disconnected
+            assert client.answers() == waiting
 
 
 def test_long_requests() -> None:
@@ -611,7 +716,7 @@ def test_long_requests() -> None:
     client = HTTP(served)
     client.protocol.dataReceived(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1")
     client.protocol.dataReceived(b"0" * 9 + b"\r\n\r\n")
-    for _ in range(LONGEST // 1024):
+    for _ in range(MAX_REQUEST // 1024):
         assert not client.transport.disconnected
         client.protocol.dataReceived(bytes(1024))
     assert client.transport.disconnected
@@ -634,6 +739,38 @@ def test_command_line() -> None:
     assert json.loads(client.ask("/status.json", host="status.example")[1])["connections"] == 1
 
 
+def test_host_names() -> None:
+    """Names are taken as browsers send them."""
+    options = Options(MemoryReactorClock())
+    hosts = ["Status.Example.", "b\u00fccher.example"]
+    options.parseOptions(["--status", "tcp:1", *(f"--status-host={host}" for host in hosts)])
+    assert options["status-hosts"] == ["status.example", "xn--bcher-kva.example"]
+
+
+@pytest.mark.parametrize(
+    ("host", "warns"), [("127.0.0.1", 0), ("::1", 0), ("0.0.0.0", 1), ("fe80::1%lo", 1), (None, 0)]
+)
+def test_warning(host: str | None, warns: int) -> None:
+    """Where other machines reach the page, that is said once."""
+    make = IPv6Address if ":" in (host or "") else IPv4Address
+    address = UNIXAddress(b"s") if host is None else make("TCP", host, 7880)
+
+    class Port(FakePort):
+        def getHost(self) -> Any:
+            return address
+
+    class Endpoint:
+        def listen(self, factory: object) -> Any:
+            return succeed(Port())
+
+    service = HelloService(HelloFactory(), [], MemoryReactorClock())
+    endpoint: Any = Endpoint()
+    service.serveStatus(endpoint, object())
+    with capturedLogs() as events:
+        service.privilegedStartService()
+    assert sum("open to other machines" in (formatEvent(event) or "") for event in events) == warns
+
+
 @pytest.mark.parametrize("refused", [1, 2])
 def test_all_or_nothing(monkeypatch: pytest.MonkeyPatch, refused: int) -> None:
     """Where the status or an endpoint cannot be bound, what was bound before is released."""
@@ -652,6 +789,9 @@ def test_all_or_nothing(monkeypatch: pytest.MonkeyPatch, refused: int) -> None:
     ("arguments", "reason"),
     [
         (["--status", "tcp:x"], "'tcp:x': not a number: 'x'"),
+        (["--status", "7880"], "; did you mean 'tcp:7880:interface=127.0.0.1'?"),
+        (["--status", "tcp:1", "--status-host", "a:80"], "not a host name (without port or path"),
+        (["--status", "tcp:1", "--status-host", "b\u00fc cher"], "not a host name (without port"),
         (["--status", "tcp:1", "--status", "tcp:2"], "there is one status endpoint: 'tcp:2'"),
         (["--status", "haproxy:tcp:1"], "'haproxy:tcp:1': a PROXY header is of no use here"),
         (["--status-host", "status.example"], "--status-host needs --status"),

@@ -76,6 +76,10 @@ class HelloFactory(ServerFactory):
         self.calls = ObserverCalls()
         self.connections = 0
 
+    def logPrefix(self) -> str:
+        """Return what Twisted's log calls this factory."""
+        return "hello-listen"
+
     def established(
         self,
         client: IAddress,

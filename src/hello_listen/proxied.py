@@ -257,6 +257,10 @@ class ProxiedFactory(ServerFactory):
         protocol.factory = self
         return protocol
 
+    def logPrefix(self) -> str:
+        """Return what Twisted's log calls the factory behind."""
+        return self.hello.logPrefix()
+
     def startFactory(self) -> None:
         """Start the factory behind."""
         self.hello.doStart()

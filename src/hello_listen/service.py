@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from ipaddress import ip_address
 from typing import Any
 
 from twisted.application.service import Service
+from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import CancelledError, Deferred, gatherResults, maybeDeferred, succeed
 from twisted.internet.interfaces import IAddress, IStreamServerEndpoint
 from twisted.logger import Logger
@@ -155,7 +157,11 @@ class HelloService(Service):
         self._ports[number] = port.ports if isinstance(port, SeveralPorts) else [port]
         what = "Listening" if factory is self.factory else "Status"
         for each in self._ports[number]:
-            _log.info("{what} on {address}", what=what, address=addressText(each.getHost()))
+            host = each.getHost()
+            _log.info("{what} on {address}", what=what, address=addressText(host))
+            if what == "Status" and not _isLocal(host):
+                text = "The status page is open to other machines: every address is shown there"
+                _log.warn(text)
 
     def _failsLater(self, _: object, failures: list[Failure]) -> None:
         """Tell why an attempt failed after the start, unless the service stopped meanwhile."""
@@ -196,6 +202,13 @@ class HelloService(Service):
         if not told and (hasServed or self.factory.connections):
             _log.info("Stopped. Connections: {count}", count=self.factory.connections)
         await self._release(status)
+
+
+def _isLocal(address: IAddress) -> bool:
+    """Say whether only this machine reaches an address."""
+    if isinstance(address, (IPv4Address, IPv6Address)):
+        return ip_address(address.host).is_loopback
+    return True
 
 
 def _describe(endpoint: IStreamServerEndpoint) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 import sys
 from collections.abc import Sequence
@@ -99,7 +100,12 @@ class Options(UsageOptions):
             import_module("hello_listen.status")
         except ImportError as error:
             raise UsageError(f"{error}: pip install prometheus-client") from error
-        self["status"] = HelloEndpoint(self._reactor, description)
+        try:
+            self["status"] = HelloEndpoint(self._reactor, description)
+        except ValueError as error:
+            # The page is for this machine, unless somebody says otherwise.
+            local = r"\1:interface=127.0.0.1'"
+            raise UsageError(re.sub(r"(did you mean 'tcp:\d+)'", local, str(error))) from error
 
     def opt_status_host(self, name: str) -> None:
         """A name by which browsers may reach --status; IP addresses and localhost always may."""
@@ -140,8 +146,11 @@ class Options(UsageOptions):
             HelloEndpoint(self._reactor, each, trusted if PROXIED.match(each) else None)
             for each in descriptions
         ]
-        if self["status-hosts"] and self["status"] is None:
-            raise UsageError("--status-host needs --status")
+        if self["status-hosts"]:
+            if self["status"] is None:
+                raise UsageError("--status-host needs --status")
+            hostName = import_module("hello_listen.status.resource").hostName
+            self["status-hosts"] = [hostName(name) for name in self["status-hosts"]]
         path = self["connection-log"]
         if path is None:
             own = "" if self.parent is None else str(self.parent.get("logfile"))

@@ -380,7 +380,7 @@ def test_embedding(start: Start, tmp_path: Path) -> None:
     (tmp_path / "hello.tac").write_text(re.sub(":78[78]0?8?:", ":0:", block))
     server = start("twistd", "--pidfile=", "-ny", "hello.tac")
     port = server.port()
-    status = int(server.expect(r"\(StatusSite\) starting on (\d+)")[1])
+    status = int(server.expect(r"Status page starting on (\d+)")[1])
     untilEnd(("127.0.0.1", port))
     assert json.loads(get(status, "/status.json")[1])["connections"] == 1
     server.stop()

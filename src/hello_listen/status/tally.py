@@ -31,6 +31,9 @@ TOP_CLIENTS = 20
 BATCH = 64
 """Connections that are counted together, few enough not to start the garbage collector."""
 
+SLACK = 10
+"""Seconds, and minutes, that are kept longer: a connection behind a proxy comes 5 seconds late."""
+
 
 _count = attrgetter("connections")
 
