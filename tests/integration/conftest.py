@@ -63,11 +63,11 @@ def hello(start: Start) -> Start:
 
 @pytest.fixture
 def nginx(start: Start, tmp_path: Path) -> Start:
-    """Start nginx with a port and what is in its stream or http block; wait until it listens."""
+    """Start nginx with a port and its stream block, or what is in http; wait until it listens."""
 
     def startNginx(port: int, *, stream: str = "", http: str = "") -> Process:
         if stream:
-            stream = f"load_module {tool(STREAM, os.F_OK)};\nstream {{ {stream} }}"
+            stream = f"load_module {tool(STREAM, os.F_OK)};\n{stream}"
         path = tmp_path / f"nginx-{port}.conf"
         path.write_text(NGINX.format(name=path.stem, stream=stream, http=http))
         process = start("nginx", "-p", tmp_path, "-e", "stderr", "-c", path)

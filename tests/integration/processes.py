@@ -24,6 +24,9 @@ from twisted.internet.interfaces import IStreamServerEndpointStringParser
 from twisted.plugin import getPlugins
 
 SCRIPTS = Path(sys.executable).parent
+DEPLOY = Path(__file__).parents[2] / "src" / "deploy"
+"""The files that people copy."""
+
 PATIENCE = 60.0
 """Seconds after which something that should have happened is given up; no test asserts a time."""
 
@@ -177,12 +180,13 @@ def tool(name: str, mode: int = os.F_OK | os.X_OK) -> str:
     return path
 
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
-
-
-def blocks(language: str) -> list[str]:
-    """Return the README's code blocks of a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+def deployed(name: str, *replacements: tuple[str, str]) -> str:
+    """Return the text of a file that people copy, with what a test must have for itself."""
+    text = (DEPLOY / name).read_text()
+    for old, new in replacements:
+        assert old in text, f"no {old} in {name}"
+        text = text.replace(old, new)
+    return text
 
 
 def slow(*values: object) -> object:

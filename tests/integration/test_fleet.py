@@ -1,4 +1,4 @@
-"""The README's fleet: nobody is lost while each part of it goes away in turn."""
+"""The fleet of fleet.sh: nobody is lost while each part of it goes away in turn."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import urllib.parse
 import urllib.request
 from bisect import bisect
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -22,13 +22,12 @@ import pytest
 
 from crowd import Crowd
 from processes import (
+    DEPLOY,
     PATIENCE,
-    README,
     SCRIPTS,
     Process,
     Start,
-    blocks,
-    curl,
+    deployed,
     run,
     tool,
     until,
@@ -37,16 +36,6 @@ from processes import (
 )
 
 pytestmark = [pytest.mark.fleet, pytest.mark.unix]
-FILES = {
-    name: text
-    for text, name in re.findall(
-        r"^```\w+\n(# ([\w.]+): .*?)^```$", README, re.DOTALL | re.MULTILINE
-    )
-}
-"""The README's files, by name."""
-
-INI = blocks("ini")
-
 WHO = 'log stdout format raw local0\n    log-format "ended %ci:%cp %s %ts"\n'
 """What HAProxy is told in addition: to say which node answered whom, and how that ended."""
 
@@ -60,29 +49,42 @@ Record = dict[str, Any]
 
 
 class Fleet:
-    """The README's fleet, in a folder and a network of loopback addresses of its own."""
+    """The fleet, in a folder and a network of loopback addresses of its own."""
 
     def __init__(self, start: Start, folder: Path) -> None:
         """Write the files, with addresses that no other test has."""
         self._start = start
+        for name in ("haproxy", "prometheus", "rsyslogd", "logrotate"):
+            tool(name)
         self.folder = folder
         self.network = f"127.{os.getpid() // 200 % 200 + 1}.{os.getpid() % 200 + 1}"
         self.front = f"{self.network}.10"
         self.parts: dict[str, Process] = {}
         self.pids: dict[int, list[int]] = defaultdict(list)
-        for name, text in FILES.items():
-            text = text.replace("127.0.0", self.network)
-            text = text.replace("_interval: 5s", "_interval: 1s")
-            text = text.replace("listen hello\n", f"listen hello\n    {WHO}")
-            (folder / name).write_text(text)
+        changes = {
+            "fleet/fleet.sh": [("ip=127.0.0", f"ip={self.network}")],
+            "haproxy/fleet.cfg": [("listen hello\n", f"listen hello\n    {WHO}")],
+            "prometheus/fleet-rules.yml": [],
+            "prometheus/prometheus.yml": [("_interval: 5s", "_interval: 1s")],
+            "rsyslog/central.conf": [],
+            "rsyslog/node.conf": [],
+        }
+        for name, replacements in changes.items():
+            path = folder / "deploy" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(deployed(name, *replacements))
 
-    def run(self, part: str) -> Process:
-        """Start a part as the README does, with its output in a file."""
-        self.parts[part] = process = self._start(
-            "sh", "-c", f"exec sh fleet.sh {part} >>'{part}.out' 2>>'{part}.err'",
-            patience=20 * PATIENCE, files=[f"{part}.out", f"{part}.err"],
+    def script(self, *arguments: str, files: Sequence[str]) -> Process:
+        """Run the fleet's script, whose parts write their output to files."""
+        return self._start(
+            "sh", "deploy/fleet/fleet.sh", *arguments, patience=20 * PATIENCE, files=files,
             env={**os.environ, "PATH": f"{SCRIPTS}:{os.environ['PATH']}"},
         )  # fmt: skip
+
+    def run(self, part: str) -> Process:
+        """Start a part."""
+        file = f"{part.replace(' ', '')}.out"
+        self.parts[part] = process = self.script(*part.split(), files=[file])
         if part.startswith("node"):
             number = int(part[-1])
             self.pids[number].append(process.pid)
@@ -121,8 +123,6 @@ class Fleet:
 @pytest.fixture
 def fleet(start: Start, tmp_path: Path) -> Iterator[Fleet]:
     """Start the fleet; in the end, tell each part to end."""
-    for name in ("haproxy", "prometheus", "rsyslogd", "logrotate"):
-        tool(name)
     fleet = Fleet(start, tmp_path)
     with socket.socket() as package:
         # As the service that Debian's package starts does, where this machine has none.
@@ -135,7 +135,7 @@ def fleet(start: Start, tmp_path: Path) -> Iterator[Fleet]:
         fleet.run("central")
         fleet.run("front")
         fleet.run("prometheus")
-        until(lambda: fleet.said("front.err", "Loading success"))
+        until(lambda: fleet.said("front.out", "Loading success"))
         until(lambda: len(fleet.ask("up == 1")) == 3)
         yield fleet
         for part in reversed(list(fleet.parts)):
@@ -165,9 +165,10 @@ def test_fleet(fleet: Fleet) -> None:
 
         crowd.untilEnded(60_000)
         log = fleet.folder / "logs3" / "connections.jsonl"
-        [rotation] = re.findall(r"^```logrotate\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
         rules = fleet.folder / "logrotate.conf"
-        rules.write_text(rotation.replace("/var/log/hello-listen", str(log.parent)))
+        rules.write_text(
+            deployed("logrotate/hello-listen", ("/var/log/hello-listen", str(log.parent)))
+        )
         rotated = run(tool("logrotate"), "-f", "-s", fleet.folder / "state", rules)
         assert (rotated.returncode, rotated.stdout, rotated.stderr) == (0, "", "")
         until(log.exists)
@@ -175,7 +176,7 @@ def test_fleet(fleet: Fleet) -> None:
 
         crowd.untilEnded(75_000)
         fleet.parts["front"].kill(signal.SIGUSR2)
-        until(lambda: fleet.said("front.err", "Former worker .* exited"))
+        until(lambda: fleet.said("front.out", "Former worker .* exited"))
 
         crowd.untilEnded(100_000)
     finally:
@@ -270,40 +271,39 @@ def moment(record: Record) -> float:
     return datetime.fromisoformat(record["timestamp"].replace("Z", "+00:00")).timestamp()
 
 
-def test_node_units(start: Start, tmp_path: Path) -> None:
-    """The units of a node are right, and their command serves clients and tells who they are."""
-    listener, service, _, _, status, drop = INI
-    service = service.replace("/opt/hello-listen/bin", str(SCRIPTS))
-    drop = drop.replace("/opt/hello-listen/bin", str(SCRIPTS))
-    drop = drop.replace("/var/log/hello-listen", str(tmp_path))
-    (tmp_path / "hello-listen.socket").write_text(listener)
-    (tmp_path / "hello-listen.service").write_text(service)
-    (tmp_path / "hello-listen-status.socket").write_text(status)
-    (tmp_path / "hello-listen.service.d").mkdir()
-    (tmp_path / "hello-listen.service.d" / "node.conf").write_text(drop)
-    units = sorted(tmp_path.glob("hello-listen*.*t"))
-    checked = run(
-        tool("systemd-analyze"), "verify", "--man=no", *units,
-        env={"SYSTEMD_UNIT_PATH": f"{tmp_path}:"},
-    )  # fmt: skip
-    assert (checked.returncode, re.findall(".*hello-listen.*", checked.stderr)) == (0, [])
-    [command] = re.findall(r"^ExecStart=((?:.*\\\n)*.+)$", drop, re.MULTILINE)
-    node = start(
-        "systemd-socket-activate", f"--listen={tmp_path}/hello", f"--listen={tmp_path}/status",
-        "--fdname=hello:status", *command.replace("INET6", "UNIX").replace("\\\n", "").split(),
-    )  # fmt: skip
-    node.expect("Listening on .*status")
-    asked = curl("--unix-socket", tmp_path / "status", "http://localhost/healthz")
-    assert asked.stdout, node.stop()
-    header = r"printf 'PROXY TCP4 192.0.2.7 10.0.0.10 1 7878\r\n'"
-    run("sh", "-c", f"{header} | {tool('socat')} - UNIX:{tmp_path}/hello")
-    until(lambda: "192.0.2.7" in (tmp_path / "connections.jsonl").read_text())
+def test_trial(start: Start, tmp_path: Path) -> None:
+    """Each part tells its process ID and its output file; one signal ends all of them."""
+    fleet = Fleet(start, tmp_path)
+    nodes, carriers = ([f"{part} {n}" for n in (1, 2, 3)] for part in ("node", "carrier"))
+    parts = {"front": "haproxy", "central": "rsyslogd", "prometheus": "prometheus"}
+    parts |= dict.fromkeys(nodes, "twistd") | dict.fromkeys(carriers, "rsyslogd")
+    files = [f"{part.replace(' ', '')}.out" for part in parts]
+    trial = fleet.script(files=files)
+    told = [trial.expect(r"^(.*): process (\d+), writes to (.*)$").groups() for _ in parts]
+    assert sorted(file for _, _, file in told) == sorted(files)
+    pids = {part: int(pid) for part, pid, _ in told}
+    assert set(pids) == set(parts)
+    commands = {part: Path(f"/proc/{pid}/cmdline") for part, pid in pids.items()}
+    for part, program in parts.items():
+        until(lambda part=part, program=program: program in commands[part].read_text())
+    until(lambda: len(fleet.ask("up == 1")) == 3)
+    os.kill(pids["node 2"], signal.SIGTERM)
+    until(lambda: not commands["node 2"].exists())
+    assert untilEnd((fleet.front, 7878))[1] == b""
+    trial.stop()
+    assert not [part for part, command in commands.items() if command.exists()]
+    records = [json.loads(line) for line in fleet.lines("logs[123]/*")]
+    said = Counter(record["message"] for record in records)
+    assert (said["Connection log closed"], said["Connection established!"]) == (3, 1)
 
 
 def test_kafka(start: Start, tmp_path: Path) -> None:
     """Records reach a topic of Kafka's by the command that is shown."""
     tool("kcat")
-    [command] = re.findall(r"^twistd .*kcat .*$", README, re.MULTILINE)
+    command = (
+        "twistd -n --logfile twistd.log hello-listen -l - | kcat -P -b kafka:9092 -t connections"
+    )
+    assert f"\n{command}\n" in (DEPLOY.parents[1] / "README.md").read_text()
     broker = "127.0.0.1:1 -X test.mock.num.brokers=1 -X debug=mock"
     command = command.replace("kafka:9092", broker)
     command = command.replace("-l -", f"-l - -e unix:{tmp_path}/s").replace(
@@ -322,12 +322,3 @@ def test_kafka(start: Start, tmp_path: Path) -> None:
         consumer.expect(f'"sequence": {number}')
     os.kill(int((tmp_path / "twistd.pid").read_text()), signal.SIGTERM)
     producer.wait()
-
-
-def test_rules(tmp_path: Path) -> None:
-    """Prometheus finds nothing wrong with its files."""
-    for name in ("prometheus.yml", "rules.yml"):
-        (tmp_path / name).write_text(FILES[name])
-    checked = run(tool("promtool"), "check", "config", tmp_path / "prometheus.yml")
-    assert checked.returncode == 0, checked.stderr
-    assert "4 rules found" in checked.stdout

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from processes import SCRIPTS, run
+import hello_listen
+from processes import DEPLOY, SCRIPTS, run
 
 pytestmark = pytest.mark.unix
 ROOT = Path(__file__).parents[2]
@@ -36,11 +37,19 @@ def test_every_way_to_install(tmp_path: Path) -> None:
 
     files = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     kinds = (".css", ".js", ".py", ".svg", ".typed", ".xml")
-    source = (path for path in (ROOT / "src").rglob("*.*") if path.suffix in kinds)
-    assert files == {PLUGIN, *(path.relative_to(ROOT / "src").as_posix() for path in source)}
+    package = ROOT / "src" / "hello_listen"
+    source = (path for path in package.rglob("*.*") if path.suffix in kinds)
+    shared = f"hello_listen-{hello_listen.__version__}.data/data/share/hello-listen"
+    deployed = {path.relative_to(DEPLOY).as_posix() for path in DEPLOY.rglob("*") if path.is_file()}
+    assert files == {
+        PLUGIN,
+        *(path.relative_to(ROOT / "src").as_posix() for path in source),
+        *(f"{shared}/{name}" for name in deployed),
+    }
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {PLUGIN, "LICENSE", "README.md", "pyproject.toml", "tests/conftest.py"} <= names
+    assert {f"src/deploy/{name}" for name in deployed} <= names
     assert not [name for name in names if "dropin.cache" in name]
 
     elsewhere = tmp_path / "elsewhere"
@@ -49,6 +58,8 @@ def test_every_way_to_install(tmp_path: Path) -> None:
     for what in ([sdist], ["-e", ROOT]):
         succeed(*pip, "install", "-q", "--no-deps", "--no-build-isolation", *what, cwd=elsewhere)
         assert "hello-listen" in succeed(programs / "twistd", "--help", cwd=elsewhere)
+        installed = tmp_path / "venv" / "share" / "hello-listen"
+        assert all((installed / name).is_file() for name in deployed)
         assert "--endpoint=" in succeed(programs / "twist", "hello-listen", "--help", cwd=elsewhere)
         succeed(*pip, "uninstall", "-q", "-y", "hello-listen", cwd=elsewhere)
         left = succeed(programs / "twistd", "--help", cwd=elsewhere)

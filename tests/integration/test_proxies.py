@@ -57,16 +57,20 @@ listen checks
 """
 
 NGINX = """
-server {{ listen 127.0.0.1:{v4}; listen [::1]:{v6}; proxy_pass {target}; proxy_protocol on; }}
+stream {{
+    server {{ listen 127.0.0.1:{v4}; listen [::1]:{v6}; proxy_pass {target}; proxy_protocol on; }}
+}}
 """
 
 # What comes from the first nginx names the client to the second one.
 CHAINED = """
-server {{
-    listen 127.0.0.1:{port} proxy_protocol;
-    set_real_ip_from 127.0.0.1;
-    proxy_pass {target};
-    proxy_protocol on;
+stream {{
+    server {{
+        listen 127.0.0.1:{port} proxy_protocol;
+        set_real_ip_from 127.0.0.1;
+        proxy_pass {target};
+        proxy_protocol on;
+    }}
 }}
 """
 

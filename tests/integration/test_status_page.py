@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import socket
 import struct
@@ -22,7 +21,6 @@ from processes import (
     PATIENCE,
     Process,
     Start,
-    blocks,
     curl,
     freePort,
     makeCertificate,
@@ -339,69 +337,4 @@ def test_looks(hello: Start, show: Open, tmp_path: Path, width: int, scheme: str
         "each => `${each.id}: ${each.nodes.map(node => node.html).join(' ')}`))"
     )
     assert faults == []
-    server.stop()
-
-
-RULES_TEST = """
-rule_files: [rules.yml]
-evaluation_interval: 1m
-tests:
-  - interval: 1m
-    input_series:
-      - {series: 'hello_listen_connections_total{job="j", instance="i", server="0.0.0.0:1"}', values: 0x30}
-      - {series: 'hello_listen_connections_total{job="j", instance="i", server="192.0.2.1:1"}', values: _x9 1x20}
-      - {series: 'hello_listen_lost_total{job="j", instance="i"}', values: 0x9 5x20}
-    alert_rule_test:
-      - {eval_time: 8m, alertname: CanaryTouched}
-      - {eval_time: 9m, alertname: ConnectionsLost}
-      - {eval_time: 11m, alertname: CanaryTouched, exp_alerts: [{exp_labels: {job: j, instance: i}}]}
-      - {eval_time: 11m, alertname: ConnectionsLost, exp_alerts: [{exp_labels: {job: j, instance: i}}]}
-      - {eval_time: 25m, alertname: CanaryTouched}
-"""  # noqa: E501
-
-
-def test_alert_rules(tmp_path: Path) -> None:
-    """The README's alert rules tell of the first connection, and of what is lost."""
-    promtool = tool("promtool")
-    [rules] = [block for block in blocks("yaml") if "CanaryTouched" in block]
-    (tmp_path / "rules.yml").write_text(rules)
-    checked = run(promtool, "check", "rules", tmp_path / "rules.yml")
-    assert checked.returncode == 0, checked.stderr
-    assert "2 rules found" in checked.stdout
-    (tmp_path / "rules.yml").write_text(re.sub(r" *annotations:\n.*\n", "", rules))
-    (tmp_path / "test.yml").write_text(RULES_TEST)
-    tested = run(promtool, "test", "rules", "test.yml", cwd=tmp_path)
-    assert tested.returncode == 0, tested.stdout + tested.stderr
-
-
-def test_embedding(start: Start, tmp_path: Path) -> None:
-    """The README's .tac file serves the status."""
-    [block] = [block for block in blocks("python") if "StatusSite" in block]
-    (tmp_path / "hello.tac").write_text(re.sub(":78[78]0?8?:", ":0:", block))
-    server = start("twistd", "--pidfile=", "-ny", "hello.tac")
-    port = server.port()
-    status = int(server.expect(r"Status page starting on (\d+)")[1])
-    untilEnd(("127.0.0.1", port))
-    assert json.loads(get(status, "/status.json")[1])["connections"] == 1
-    server.stop()
-
-
-def test_nginx_with_a_password(hello: Start, nginx: Start, tmp_path: Path) -> None:
-    """The README's nginx asks for a password, and passes on who has it."""
-    server = hello("-e", LOOPBACK, "--status", "unix:status.sock")
-    server.port()
-    [block] = [block for block in blocks("nginx") if "auth_basic" in block]
-    assert "unix:/run/hello-listen/status.sock" in block
-    port = freePort()
-    block = block.replace("/run/hello-listen/status.sock", f"{tmp_path}/status.sock")
-    block = block.replace("/etc/nginx/hello-listen.htpasswd", f"{tmp_path}/htpasswd")
-    block = re.sub(r"listen .*;", f"listen 127.0.0.1:{port};", block)
-    block = re.sub(r"ssl_certificate.*;", "", block)
-    hashed = run(tool("openssl"), "passwd", "-apr1", "secret").stdout.strip()
-    (tmp_path / "htpasswd").write_text(f"me:{hashed}\n")
-    nginx(port, http=block)
-    url = f"http://127.0.0.1:{port}/status/"
-    assert "401" in curl("-i", url).stdout.splitlines()[0]
-    assert "200" in curl("-i", "-u", "me:secret", url).stdout.splitlines()[0]
-    assert curl("-u", "me:secret", f"{url}healthz").stdout == "OK\n"
     server.stop()

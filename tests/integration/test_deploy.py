@@ -1,0 +1,252 @@
+"""The files that people copy are run as they are, but for ports and folders of the test's own."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from logs import recorded
+from processes import (
+    DEPLOY,
+    LOOPBACK,
+    SCRIPTS,
+    Start,
+    curl,
+    deployed,
+    freePort,
+    listens,
+    makeCertificate,
+    run,
+    tool,
+    until,
+    untilEnd,
+)
+
+pytestmark = pytest.mark.unix
+FILES = [path.relative_to(DEPLOY).as_posix() for path in DEPLOY.glob("*/*")]
+UNITS = [name for name in FILES if re.fullmatch(r"systemd/.*\.(service|socket)", name)]
+INSTALLED = "/opt/hello-listen/bin", str(SCRIPTS)
+
+RULES_TEST = """
+rule_files: [rules.yml]
+evaluation_interval: 1m
+tests:
+  - interval: 1m
+    input_series:
+      - {series: 'hello_listen_connections_total{job="j", instance="i", server="0.0.0.0:1"}', values: 0x30}
+      - {series: 'hello_listen_connections_total{job="j", instance="i", server="192.0.2.1:1"}', values: _x9 1x20}
+      - {series: 'hello_listen_lost_total{job="j", instance="i"}', values: 0x9 5x20}
+    alert_rule_test:
+      - {eval_time: 8m, alertname: CanaryTouched}
+      - {eval_time: 9m, alertname: ConnectionsLost}
+      - {eval_time: 11m, alertname: CanaryTouched, exp_alerts: [{exp_labels: {job: j, instance: i}}]}
+      - {eval_time: 11m, alertname: ConnectionsLost, exp_alerts: [{exp_labels: {job: j, instance: i}}]}
+      - {eval_time: 25m, alertname: CanaryTouched}
+"""  # noqa: E501
+
+
+def verify(*units: Path) -> None:
+    """Fail if systemd finds anything wrong with units in a folder."""
+    # Whoever runs the tests may have no manual pages.
+    checked = run(
+        tool("systemd-analyze"), "verify", "--man=no", *units,
+        env={"SYSTEMD_UNIT_PATH": f"{units[0].parent}:"},
+    )  # fmt: skip
+    assert (checked.returncode, re.findall(".*hello-listen.*", checked.stderr)) == (0, [])
+
+
+def commandOf(unit: str) -> list[str]:
+    """Return the command that a unit runs at last."""
+    *_, command = re.findall(r"^ExecStart=((?:.*\\\n)*.+)$", unit, re.MULTILINE)
+    return command.replace("\\\n", " ").split()
+
+
+def test_each_file_says_what_it_is() -> None:
+    """Who has copied a file knows from its first line what it does, and where it belongs."""
+    assert len(FILES) >= 18
+    for name in FILES:
+        assert re.match(r'(# |""")\S.*', (DEPLOY / name).read_text()), name
+
+
+def test_embedding_program(start: Start, tmp_path: Path) -> None:
+    """The program runs, and prints who connected."""
+    text = deployed("examples/embedding.py", (":7878:", ":0:"), (", 60)", ", 0.5)"))
+    log = "import sys; from twisted.python import log; log.startLogging(sys.stdout, setStdout=0)"
+    (tmp_path / "program.py").write_text(f"{log}\n{text}")
+    server = start(sys.executable, "-u", "program.py")
+    name, _ = untilEnd(("127.0.0.1", int(server.expect(r"starting on (\d+)")[1])))
+    server.expect(f"^{name.replace(':', ' ')}$")
+    server.expect("^1 connections in a minute$")
+    assert server.wait() == 0
+
+
+def test_tac(start: Start, tmp_path: Path) -> None:
+    """Both endpoints are served by twistd, and the log is whole."""
+    (tmp_path / "hello.tac").write_text(deployed("examples/hello.tac", (":7878:", ":0:")))
+    server = start("twistd", "--pidfile=", "-ny", "hello.tac")
+    port = server.port()
+    server.expect("Listening on unix:hello.sock")
+    name, _ = untilEnd(("127.0.0.1", port))
+    untilEnd(f"{tmp_path}/hello.sock")
+    assert server.connections(2) == [f"{name} -> 127.0.0.1:{port}", "unix: -> unix:hello.sock"]
+    assert "Connections: 2, recorded: 2, summarized: 0, lost: 0" in server.stop()
+    assert len((tmp_path / "connections.jsonl").read_text().splitlines()) == 4
+
+
+def test_canary(start: Start, tmp_path: Path) -> None:
+    """Several ports are served, each client is limited, and the page knows it."""
+    ports = ("tcp6:2323", "tcp6:1433", "tcp6:3389", "tcp6:5900")
+    text = deployed("examples/canary.tac", *((port, "tcp6:0") for port in ports), (":7880:", ":0:"))
+    (tmp_path / "canary.tac").write_text(text)
+    server = start("twistd", "--pidfile=", "-ny", "canary.tac")
+    addresses = [("127.0.0.1", server.port()) for _ in ports]
+    status = int(server.expect(r"starting on (\d+)$")[1])
+    for _ in range(3):
+        for address in addresses:
+            untilEnd(address)
+    shown = json.loads(curl(f"http://127.0.0.1:{status}/status.json").stdout)
+    assert shown["connections"] == 12
+    assert len(shown["endpoints"]) == len(ports)
+    assert "Connections: 12, recorded: 10, summarized: 2, lost: 0" in server.stop()
+    assert len(recorded(tmp_path / "connections.jsonl")) == 10
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_unit(tmp_path: Path, unit: str) -> None:
+    """Systemd finds nothing wrong with a unit, and a service well contained."""
+    for name in UNITS:
+        (tmp_path / Path(name).name).write_text((DEPLOY / name).read_text().replace(*INSTALLED))
+    path = tmp_path / Path(unit).name
+    verify(path)
+    if path.suffix == ".service":
+        rated = run(tool("systemd-analyze"), "security", "--offline=yes", "--threshold=20", path)
+        assert rated.returncode == 0, rated.stdout
+
+
+def test_units_of_several_processes(tmp_path: Path) -> None:
+    """The service serves as a template, whose first instance has the socket."""
+    service = deployed("systemd/hello-listen.service", INSTALLED)
+    (tmp_path / "hello-listen@.service").write_text(service)
+    shutil.copy(DEPLOY / "systemd" / "hello-listen.socket", tmp_path)
+    (tmp_path / "hello-listen.socket.d").mkdir()
+    shutil.copy(DEPLOY / "systemd" / "processes.conf", tmp_path / "hello-listen.socket.d")
+    verify(tmp_path / "hello-listen.socket", tmp_path / "hello-listen@1.service")
+
+
+def test_units_of_a_node(start: Start, tmp_path: Path) -> None:
+    """The units of a node are right, and its command serves clients and tells who they are."""
+    for name in ("hello-listen.socket", "hello-listen-status.socket"):
+        shutil.copy(DEPLOY / "systemd" / name, tmp_path)
+    service = deployed("systemd/hello-listen.service", INSTALLED)
+    (tmp_path / "hello-listen.service").write_text(service)
+    drop = deployed("systemd/node.conf", INSTALLED, ("/var/log/hello-listen", str(tmp_path)))
+    (tmp_path / "hello-listen.service.d").mkdir()
+    (tmp_path / "hello-listen.service.d" / "node.conf").write_text(drop)
+    verify(*tmp_path.glob("hello-listen*.*t"), tmp_path / "hello-listen.service")
+    node = start(
+        "systemd-socket-activate", f"--listen={tmp_path}/hello", f"--listen={tmp_path}/status",
+        "--fdname=hello:status", *commandOf(drop.replace("INET6", "UNIX")),
+    )  # fmt: skip
+    node.expect("Listening on .*status")
+    asked = curl("--unix-socket", tmp_path / "status", "http://localhost/healthz")
+    assert asked.stdout, node.stop()
+    header = r"printf 'PROXY TCP4 192.0.2.7 10.0.0.10 1 7878\r\n'"
+    run("sh", "-c", f"{header} | {tool('socat')} - UNIX:{tmp_path}/hello")
+    until(lambda: "192.0.2.7" in (tmp_path / "connections.jsonl").read_text())
+
+
+def test_unit_of_a_canary(start: Start, tmp_path: Path) -> None:
+    """The command serves its ports and its page, and limits each client."""
+    unit = deployed(
+        "systemd/hello-listen-canary.service",
+        INSTALLED, ("/var/log/hello-listen", str(tmp_path)), (":7880:", ":0:"),
+    )  # fmt: skip
+    command = [re.sub(r"^tcp6:\d+$", "tcp6:0", part) for part in commandOf(unit)]
+    server = start(*command)
+    status = int(server.expect(r"Status on .*:(\d+)$")[1])
+    for _ in range(command.count("tcp6:0")):
+        port = server.port()
+        for _ in range(3):
+            untilEnd(("127.0.0.1", port))
+    shown = json.loads(curl(f"http://127.0.0.1:{status}/status.json").stdout)
+    assert (shown["connections"], len(shown["endpoints"])) == (12, 4)
+    assert "Connections: 12, recorded: 10, summarized: 2, lost: 0" in server.stop()
+    assert len(recorded(tmp_path / "connections.jsonl")) == 10
+
+
+def test_linked_units(tmp_path: Path) -> None:
+    """Systemd links and enables the units where the package has put them."""
+    installed = Path("/opt/hello-listen/share/hello-listen")
+    shutil.copytree(DEPLOY, tmp_path / installed.relative_to("/"))
+    own = tmp_path / "etc" / "systemd" / "system"
+    own.mkdir(parents=True)
+    for unit in UNITS:
+        verb = "enable" if "[Install]" in (DEPLOY / unit).read_text() else "link"
+        done = run(tool("systemctl"), f"--root={tmp_path}", verb, installed / unit)
+        assert done.returncode == 0, done.stderr
+        assert (own / Path(unit).name).readlink() == installed / unit
+    enabled = {path.name for path in own.glob("*.wants/*")}
+    assert enabled == {Path(unit).name for unit in UNITS} - {"hello-listen.service"}
+
+
+@pytest.mark.parametrize("proxy", ["haproxy", "nginx"])
+def test_proxy(start: Start, hello: Start, nginx: Start, tmp_path: Path, proxy: str) -> None:
+    """The proxy passes its port on, and names each client."""
+    server = hello("-e", f"haproxy:{LOOPBACK}")
+    front = freePort()
+    ports = (("7879", str(server.port())), ("7878", str(front)))
+    if proxy == "nginx":
+        nginx(front, stream=deployed("nginx/proxy.conf", *ports))
+    else:
+        (tmp_path / "haproxy.cfg").write_text(deployed("haproxy/single.cfg", *ports))
+        start("haproxy", "-db", "-f", "haproxy.cfg")
+        until(lambda: listens(front))
+    name, _ = untilEnd(("127.0.0.1", front), source="127.0.0.2")
+    server.expect(f"Connection established! {name} -> 127.0.0.1:{front} via ")
+
+
+def test_nginx_with_a_password(hello: Start, nginx: Start, tmp_path: Path) -> None:
+    """nginx asks for a password, and passes on who has it."""
+    server = hello("-e", LOOPBACK, "--status", "unix:status.sock")
+    server.port()
+    port = freePort()
+    block = deployed(
+        "nginx/password.conf",
+        ("/run/hello-listen/status.sock", f"{tmp_path}/status.sock"),
+        ("/etc/nginx/hello-listen.htpasswd", f"{tmp_path}/htpasswd"),
+        ("/etc/nginx/server.pem", f"{tmp_path}/server.pem"),
+        ("listen 443", f"listen 127.0.0.1:{port}"),
+    )
+    (tmp_path / "server.pem").write_text(makeCertificate(tmp_path))
+    hashed = run(tool("openssl"), "passwd", "-apr1", "secret").stdout.strip()
+    (tmp_path / "htpasswd").write_text(f"me:{hashed}\n")
+    nginx(port, http=block)
+    url = f"https://127.0.0.1:{port}/status/"
+    assert "401" in curl("-ik", url).stdout.splitlines()[0]
+    assert "200" in curl("-ik", "-u", "me:secret", url).stdout.splitlines()[0]
+    assert curl("-k", "-u", "me:secret", f"{url}healthz").stdout == "OK\n"
+    server.stop()
+
+
+def test_alert_rules(tmp_path: Path) -> None:
+    """The alert rules tell of the first connection, and of what is lost."""
+    rules = DEPLOY / "prometheus" / "alert-rules.yml"
+    checked = run(tool("promtool"), "check", "rules", rules)
+    assert checked.returncode == 0, checked.stderr
+    assert "2 rules found" in checked.stdout
+    (tmp_path / "rules.yml").write_text(re.sub(r" *annotations:\n.*\n", "", rules.read_text()))
+    (tmp_path / "test.yml").write_text(RULES_TEST)
+    tested = run(tool("promtool"), "test", "rules", "test.yml", cwd=tmp_path)
+    assert tested.returncode == 0, tested.stdout + tested.stderr
+
+
+def test_fleet_rules() -> None:
+    """Prometheus finds nothing wrong with the fleet's files."""
+    checked = run(tool("promtool"), "check", "config", DEPLOY / "prometheus" / "prometheus.yml")
+    assert checked.returncode == 0, checked.stderr
+    assert "4 rules found" in checked.stdout
