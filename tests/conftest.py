@@ -28,6 +28,15 @@ for name in ("SIGHUP", "SIGQUIT"):
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
+
+@pytest.fixture(autouse=True)
+def signalMask() -> Iterator[None]:
+    """Block no more signals than before: a service blocks some until the reactor runs."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    yield
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
 PLUGINS = Path(__file__).parent / "plugins"
 
 

@@ -21,11 +21,12 @@ from hello_listen.service import HelloService
 
 _log = Logger(namespace="hello_listen")
 
-REACTORS = {signal.SIGINT, signal.SIGTERM}
-"""Signals that the reactor handles when it runs."""
+# The reactor handles the first two.
+_REACTORS = {signal.SIGINT, signal.SIGTERM}
+_OTHERS = {signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2}
 
-SIGNALS = {signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2}
-"""Signals that would end the process at once."""
+SIGNALS = _REACTORS | _OTHERS
+"""Signals that are blocked until the reactor runs."""
 
 
 class PluginService(HelloService):
@@ -48,6 +49,7 @@ class PluginService(HelloService):
         @raise ListenError: as L{HelloService.privilegedStartService} does, and not SystemExit:
             twistd removes its pidfile and tells its parent process of an L{Exception} only.
         """
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # Not yet in a daemon.
         try:
             super().privilegedStartService()
         except ListenError as error:
@@ -80,16 +82,16 @@ class PluginService(HelloService):
 
     def _handleSignals(self) -> None:
         """Handle each signal that nobody else handles or ignores, also those that came already."""
-        for number in REACTORS:
+        for number in _REACTORS:
             handler = signal.getsignal(number)
             if callable(handler):
                 signal.signal(number, partial(self._stopOnce, handler))
-        for number in SIGNALS:
+        for number in _OTHERS:
             if signal.getsignal(number) is signal.SIG_DFL:
                 # logrotate and systemctl reload expect that of SIGHUP, unless a terminal sends it.
                 reopens = number == signal.SIGHUP and not _hasTerminal()
                 signal.signal(number, self._reopen if reopens else _stop)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, REACTORS | SIGNALS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         _notify()
 
     def _stopOnce(self, handler: Callable[..., object], number: int, frame: object) -> None:

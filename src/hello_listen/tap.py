@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import signal
 import stat
 import sys
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from hello_listen.connection_log import ConnectionLog
 from hello_listen.endpoint import PROXIED, HelloEndpoint
 from hello_listen.log_file import standardStream
 from hello_listen.networks import Networks
-from hello_listen.process import PluginService
+from hello_listen.process import SIGNALS, PluginService
 from hello_listen.protocol import HelloFactory, logConnection
 from hello_listen.summaries import Summaries, networksByPort
 
@@ -138,6 +139,11 @@ class Options(UsageOptions):
 
     def postOptions(self) -> None:
         """Parse the endpoints, or the default one where none was named, and open the log."""
+        parent = self.parent or {"nodaemon": True}
+        isDaemon = not (parent.get("nodaemon", True) or parent.get("debug"))
+        if isDaemon:
+            # The process that waits for the daemon to start handles no signals.
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         trusted = self["trusted-proxies"] or None
         descriptions = self["endpoints"] or [DEFAULT_ENDPOINT]
         if trusted and not any(map(PROXIED.match, descriptions)):
@@ -157,9 +163,8 @@ class Options(UsageOptions):
             if own.endswith(".jsonl"):
                 raise UsageError(f"-l before hello-listen is twistd's log; put it after: {own!r}")
             return
-        parent = self.parent or {"nodaemon": True}
         stream = standardStream(path)
-        if stream is not None and not (parent.get("nodaemon", True) or parent.get("debug")):
+        if isDaemon and stream is not None:
             name = ("input", "output", "error")[stream]
             raise UsageError(
                 f"a process in the background has no standard {name}: twistd -n: {path!r}"

@@ -101,11 +101,11 @@ sys.addaudithook(look)
 """A sitecustomize module, which sends its process a signal when an audited event occurs."""
 
 
-def early(start: Start, folder: Path, name: str, moment: str, *options: str) -> Process:
+def early(start: Start, folder: Path, name: str, moment: str, *command: object) -> Process:
     """Start a process that gets a signal at a moment of its start."""
     (folder / "sitecustomize.py").write_text(HOOK)
     added = {"PYTHONPATH": str(folder), "MOMENT": f"{name} {moment}"}
-    return start(*TWISTD, *options, *LOGGED, start_new_session=True, env={**os.environ, **added})
+    return start(*command, *LOGGED, start_new_session=True, env={**os.environ, **added})
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def early(start: Start, folder: Path, name: str, moment: str, *options: str) -> 
 @pytest.mark.parametrize("name", ALL)
 def test_before_the_reactor_runs(start: Start, tmp_path: Path, name: str, moment: str) -> None:
     """From the first import on, a signal does what it does later, when the reactor runs."""
-    server = early(start, tmp_path, name, moment)
+    server = early(start, tmp_path, name, moment, *TWISTD)
     if name == "SIGHUP":
         untilEnd(("127.0.0.1", server.port()))
         server.kill(signal.SIGTERM)
@@ -130,8 +130,23 @@ def test_before_the_reactor_runs(start: Start, tmp_path: Path, name: str, moment
 
 def test_rotation_before_the_reactor_runs(start: Start, tmp_path: Path) -> None:
     """With --logfile, an early SIGUSR1 is left to Twisted as well."""
-    early(start, tmp_path, "SIGUSR1", "import hello_listen", "--logfile=twistd.log")
+    early(start, tmp_path, "SIGUSR1", "import hello_listen", *TWISTD, "--logfile=twistd.log")
     until((tmp_path / "twistd.log.1").exists)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", slow("SIGINT")])
+def test_waiting_for_a_daemon(start: Start, tmp_path: Path, name: str) -> None:
+    """Whoever starts a daemon that hangs can end the process that waits for it."""
+    command = SCRIPTS / "twistd", "--pidfile=pid"
+    waiting = early(start, tmp_path, "SIGSTOP", "socket.bind <.*>", *command)
+    until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
+    daemon = int((tmp_path / "pid").read_text())
+    try:
+        until(lambda: "\nState:\tT" in Path(f"/proc/{daemon}/status").read_text())
+        waiting.kill(getattr(signal, name))
+        assert waiting.wait() == -getattr(signal, name)
+    finally:
+        os.kill(daemon, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", *map(slow, ALL[2:])])
