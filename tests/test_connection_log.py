@@ -76,7 +76,7 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Try again at once; leave no thread behind that speaks while the next test listens."""
     monkeypatch.setattr(module, "RETRY", 0.001)
     monkeypatch.setattr(module, "HELD", 0.001)
-    monkeypatch.setattr(module, "STUCK", 3600)
+    monkeypatch.setattr(module, "MAX_WAIT", 3600)
     before = threading.enumerate()
     yield
     untilThreadsEnd(before)
@@ -106,7 +106,7 @@ def giveUp(log: ConnectionLog, reactor: FakeReactor) -> None:
 def giveUpLines(log: ConnectionLog, reactor: FakeReactor) -> None:
     """Close a log that cannot be written, until it has tried to write the last lines."""
     closed = log.close()
-    reactor.advance(module.CLOSING - module.LAST)
+    reactor.advance(module.CLOSING - module.END_TIMEOUT)
     assert not closed.called
     reactor.wait(closed)
 
@@ -624,7 +624,7 @@ class Watched:
         self.now = 1000.0
         self._looks = threading.Semaphore(0)
         monkeypatch.setattr(module, "monotonic", self.read)
-        monkeypatch.setattr(module, "STUCK", 0.01)
+        monkeypatch.setattr(module, "MAX_WAIT", 0.01)
 
     def read(self) -> float:
         """Return the time."""
@@ -689,7 +689,7 @@ def test_opening_that_is_stuck(
 ) -> None:
     """Records that nobody has begun to write may wait no longer than others."""
     log = ConnectionLog(tmp_path / "log", reactor=reactor)
-    monkeypatch.setattr(module, "STUCK", 0.01)
+    monkeypatch.setattr(module, "MAX_WAIT", 0.01)
     stuck, goesOn = threading.Event(), threading.Event()
 
     def reopen(file: LogFile) -> None:
@@ -777,7 +777,7 @@ def test_last_line_after_all_records(
     closed = log.close()
     said.wait("Connection log failed")
     disk.room = 10**6
-    reactor.advance(module.CLOSING - module.LAST)
+    reactor.advance(module.CLOSING - module.END_TIMEOUT)
     reactor.wait(closed)
     assert sequences(path) == [*BEFORE, 1, *AFTER]
     assert records(path)[-1]["lost"] == 0

@@ -35,8 +35,8 @@ LINES = 5000
 RETRY = 0.5
 """Seconds between attempts to write what could not be written."""
 
-STUCK = 2.0
-"""Seconds that a record may wait before the log says that it fails."""
+MAX_WAIT = 2.0
+"""Seconds that a record may wait before the log counts as failing."""
 
 HELD = 2.0
 """Seconds without a failure after which the log says that it works again."""
@@ -44,8 +44,8 @@ HELD = 2.0
 CLOSING = 5.0
 """Seconds that the log has at its end to write what is left."""
 
-LAST = 0.5
-"""Of these, the seconds for the lines that say what is lost."""
+END_TIMEOUT = 0.5
+"""Of these, the seconds reserved for the lines that say what was lost."""
 
 PROC = Path("/proc")
 """Where Linux tells of processes (proc(5))."""
@@ -74,7 +74,8 @@ class ConnectionLog:
 
     Its records are numbered from 1 and carry its C{id}, so that each is accounted for: a gap is a
     loss. They are written by a thread of their own, which starts with the reactor or the first
-    record: a blocked write delays neither connections nor process exit. Another thread says so.
+    record: a blocked write delays neither connections nor process exit. A second thread reports
+    records that wait for too long.
 
     @ivar id: 12 random hexadecimal digits, in every line that this log writes.
     @ivar connections: how many it was told of so far; each is, or will be, one of the next three.
@@ -97,7 +98,7 @@ class ConnectionLog:
         @param path: a file, which is made if need be, and opened anew once it was renamed or
             removed; a pipe that somebody reads; or C{-} for standard output.
         @param kept: how many bytes of records to keep while they cannot be written.
-        @param reactor: when it runs, the log is opened; by default the global reactor.
+        @param reactor: the thread starts when it runs; by default the global reactor.
         @param umask: the mode bits that new files lack; by default those of the process for the
             first file, whose mode later ones get.
 
@@ -131,7 +132,7 @@ class ConnectionLog:
         self._counts: list[Counts] = []
         self.waiting = 0
         self._missing: dict[str, int] = {}
-        # When the first of the lines came, and when the first of those did that are being written.
+        # Arrival of the first queued line, and of the first line that is being written.
         self._queuedAt = 0.0
         self._takenAt: float | None = None
         self._isTorn = False
@@ -197,7 +198,7 @@ class ConnectionLog:
                 self._file.close()
                 self._closed.callback(self)
             else:
-                self._limit = self._reactor.callLater(CLOSING - LAST, self._givenUp.set)
+                self._limit = self._reactor.callLater(CLOSING - END_TIMEOUT, self._givenUp.set)
             self._closed.addTimeout(CLOSING, self._reactor).addBoth(self._finish)
         return self._closed
 
@@ -212,7 +213,7 @@ class ConnectionLog:
                 raise
 
     def _miss(self, count: int) -> None:
-        """Count a record that there is no room for; those that are missing follow each other."""
+        """Count a record that there is no room for; gaps are contiguous."""
         missing = self._missing
         missing["count"] = missing.get("count", 0) + 1
         missing["connections"] = missing.get("connections", 0) + count
@@ -220,7 +221,7 @@ class ConnectionLog:
         missing["sequence.last"] = self._sequence
 
     def _endMissing(self) -> None:
-        """Put a line where records are missing."""
+        """Queue a gap record."""
         counts = Counts(self._missing["count"], lost=self._missing["connections"])
         self._tell("Connections not recorded", self._missing, counts)
         self._missing = {}
@@ -228,7 +229,7 @@ class ConnectionLog:
     def _tell(
         self, message: str, fields: Mapping[str, str | int], counts: Counts = _NOTHING
     ) -> None:
-        """Put a line about the log itself behind those that wait."""
+        """Queue a line about the log itself."""
         line = self._about(message, fields)
         if not self._lines:
             self._queuedAt = monotonic()
@@ -264,7 +265,7 @@ class ConnectionLog:
                 self._recover()
             if self._reopen:
                 self._reopen = False
-                with suppress(OSError):  # The next record will tell.
+                with suppress(OSError):  # The next write reports it.
                     self._file.reopen()
             if not closing:
                 self._wake.wait(HELD if self._failure else None)
@@ -324,7 +325,7 @@ class ConnectionLog:
         return True
 
     def _writeLast(self) -> None:
-        """Try once to write at least the end: a full disk may have room for a shorter line."""
+        """Write the end without retrying: a full disk may have room for a shorter line."""
         with self._lock:
             if self._ended.is_set():
                 return
@@ -372,8 +373,8 @@ class ConnectionLog:
                 _log.info("Connection log works again: {path!r}", path=str(self._file))
 
     def _watch(self) -> None:
-        """Report records that have waited for too long: a write that is stuck cannot."""
-        pause = STUCK
+        """Report records that wait for too long; the other thread may be stuck in a write."""
+        pause = MAX_WAIT
         while True:
             self._busy.wait()
             if self._ended.wait(pause):
@@ -385,13 +386,13 @@ class ConnectionLog:
                 if self._takenAt is not None:
                     oldest = self._takenAt
             if oldest is None:
-                pause = STUCK
+                pause = MAX_WAIT
                 continue
             self._busy.set()
-            pause = oldest + STUCK - now
+            pause = oldest + MAX_WAIT - now
             if pause <= 0:
                 pause = RETRY
-                self._fail(f"records have waited for {STUCK:g} seconds")
+                self._fail(f"records have waited for {MAX_WAIT:g} seconds")
                 self._wake.set()
 
     def _end(self) -> None:
@@ -425,7 +426,7 @@ def _process() -> dict[str, str | int]:
         found["host.boot.id"] = (PROC / "sys/kernel/random/boot_id").read_text().strip()
     with suppress(OSError):
         found["process.pid_namespace"] = (PROC / "self/ns/pid").stat().st_ino
-    with suppress(OSError):
+    with suppress(OSError, IndexError, ValueError):
         # The name, in parentheses, may hold anything; the third field follows it.
         fields = (PROC / "self/stat").read_bytes().rpartition(b")")[2].split()
         found["process.start_ticks"] = int(fields[22 - 3])

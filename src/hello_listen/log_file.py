@@ -1,4 +1,4 @@
-"""A file of whole lines that survives its disk, its rotation, and others who append to it."""
+"""A file of whole lines that handles a full disk, rotation and other writers."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ WAIT = 0.5
 """Most seconds to wait for room in a pipe before the caller is asked again."""
 
 LOCKED = 1.0
-"""Seconds after which a file that somebody else keeps locked is written without a lock, until it is
-opened anew. Less than the log waits before it says that it fails."""
+"""Lock timeout in seconds; then the file is written unlocked until reopened. It is shorter than the
+log waits before it counts as failing."""
 
-REMOVED = "the file was removed"
-"""Why nothing can be written to a file that nobody could find any more."""
+_REMOVED = "the file was removed"
 
 # What is written to a pipe whole or not at all (pipe(7)), so that what is lost can be counted.
 _PIPE_BUF = getattr(select, "PIPE_BUF", 4096)
@@ -136,7 +135,7 @@ class LogFile:
         status = os.fstat(self._file)
         if stat.S_ISREG(status.st_mode):
             if self._path is None and self._hadName and not status.st_nlink:
-                raise FileNotFoundError(errno.ENOENT, REMOVED)
+                raise FileNotFoundError(errno.ENOENT, _REMOVED)
             return self._writeFile(memoryview(lines)[start:], whole)
         end = len(lines)
         if end - start > _PIPE_BUF:
@@ -170,7 +169,7 @@ class LogFile:
         status = os.fstat(file)
         if stat.S_ISREG(status.st_mode) and not status.st_nlink:
             os.close(file)
-            raise FileNotFoundError(errno.ENOENT, f"{REMOVED}, and its path still leads to it")
+            raise FileNotFoundError(errno.ENOENT, f"{_REMOVED}, and its path still leads to it")
         if stat.S_ISCHR(status.st_mode) and not isFirst and not self._isOpen(status):
             os.close(file)
             raise OSError(errno.ENODEV, "its path leads to a device")
@@ -208,7 +207,7 @@ class LogFile:
         return False
 
     def _writeFile(self, data: memoryview, whole: bool) -> int:
-        """Write to a regular file, and take half a line back if nobody can have appended to it."""
+        """Write to a regular file, and truncate a partial line if we hold the lock."""
         written = 0
         self._lockable = locked = self._lockable and lock(self._file)
         if whole and not locked:
