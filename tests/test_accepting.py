@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from twisted.internet import reactor as globalReactor
 from twisted.internet import tcp, unix
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.error import ConnectionLost
@@ -32,22 +31,15 @@ from hello_listen import _drain as drain
 from hello_listen import accepting as module
 from hello_listen import proxied as proxiedModule
 from hello_listen._drain import refuseNew
-from hello_listen.accepting import PAUSE, SLICE, EndedTransport, HelloPort
+from hello_listen.accepting import PAUSE, SLICE, HelloPort
 from hello_listen.connection import addressText
 from hello_listen.proxied import ProxiedFactory, pendingHeaders
+from hello_listen.transport import EndedTransport
+from turns import reactor, until
 
 pytestmark = pytest.mark.unix
 
-reactor: Any = globalReactor
 HEADER = b"PROXY TCP4 192.0.2.7 192.0.2.1 1 2\r\n"
-
-
-def until(condition: Callable[[], object]) -> None:
-    """Let the reactor turn until a condition is true."""
-    end = reactor.seconds() + 20
-    while not condition():
-        assert reactor.seconds() < end, "it did not come to pass"
-        reactor.iterate(0.01)
 
 
 class Server:
@@ -342,6 +334,36 @@ def test_protocol_that_fails_as_a_reset_would(serve: Serve) -> None:
         until(lambda: events)
     assert ended(client)
     assert len(built) == 1
+
+
+def test_connection_that_fails_as_a_reset_would(serve: Serve) -> None:
+    """A protocol whose connectionMade raises an OSError is not connected again."""
+    made: list[object] = []
+
+    class Failing(Protocol):
+        def connectionMade(self) -> None:
+            made.append(self)
+            raise OSError(errno.ENOTCONN, "not connected")
+
+    server = serve(make=lambda hello: Factory.forProtocol(Failing))
+    client = server.connect()
+    with capturedLogs() as events:
+        until(lambda: events)
+    assert ended(client)
+    assert len(made) == 1
+
+
+def test_other_factory() -> None:
+    """A factory that is no HelloFactory is served as well; its connections delay no stop."""
+    ports: list[Any] = []
+    endpoint = HelloEndpoint(reactor, "tcp:0:interface=127.0.0.1")
+    endpoint.listen(Factory.forProtocol(Protocol)).addCallback(ports.append)
+    with socket.create_connection(("127.0.0.1", ports[0].getHost().port)) as client:
+        until(lambda: any(isinstance(each, tcp.Server) for each in reactor.getReaders()))
+        stopped = ports[0].stopListening()
+        until(lambda: stopped.called)
+        assert not select.select([client], [], [], 0)[0]
+    until(lambda: not any(isinstance(each, tcp.Server) for each in reactor.getReaders()))
 
 
 @pytest.mark.parametrize("error", [RuntimeError, OSError])

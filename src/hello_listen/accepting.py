@@ -6,7 +6,6 @@ import errno
 import select
 import socket
 from contextlib import suppress
-from io import BytesIO
 from traceback import extract_tb, format_exception_only
 from typing import Any
 from weakref import WeakSet
@@ -16,7 +15,7 @@ from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IAddress, IListeningPort
-from twisted.internet.protocol import FileWrapper
+from twisted.internet.protocol import connectionDone
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -27,6 +26,7 @@ from hello_listen._drain import endConnections, handshakes, localName, refuseNew
 from hello_listen.connection import addressText, printable, unmapped
 from hello_listen.protocol import HelloFactory, HelloProtocol, establish
 from hello_listen.proxied import ProxiedFactory, pendingHeaders
+from hello_listen.transport import EndedTransport, InPlaceTransport
 
 SLICE = 32
 """Most connections that are accepted before the reactor reads from those it has, and most that are
@@ -59,8 +59,9 @@ class HelloPort(FileDescriptor):
     """
     Serves a listening TCP or UNIX socket in the place of Twisted's own port.
 
-    Where only L{HelloProtocol} would serve a connection, it is reported and closed here, and the
-    reactor never learns of it; any other is handed to the reactor. When descriptors or memory run
+    The factory builds a protocol for each connection. A L{HelloProtocol} itself gets an
+    L{InPlaceTransport}, and mostly ends before the reactor learns of it; any other protocol, also
+    of a subclass, is connected by the reactor. When descriptors or memory run
     out, clients wait in the accept queue.
     """
 
@@ -101,7 +102,8 @@ class HelloPort(FileDescriptor):
         self._clock = monotonicClock(reactor)
         if port is not None:
             port.stopReading()
-        self._inPlace = type(factory) is HelloFactory and factory.protocol is HelloProtocol
+        # Whether the reactor adopts connections, for which a spare descriptor is held.
+        self._adopts = type(factory) is not HelloFactory or factory.protocol is not HelloProtocol
         self._host: IAddress | None = self.getHost()
         if getattr(unmapped(self._host), "host", None) in ("0.0.0.0", "::"):  # noqa: S104
             self._host = None  # Each connection knows which address it reached.
@@ -111,7 +113,7 @@ class HelloPort(FileDescriptor):
         self._evicting = 1
         self._shortSince: float | None = None
         self._lastClient = self._lastWarning = self._lastFailure = -WARN
-        self._built = False
+        self._built: Any = None
         self._stopped: Deferred[None] | None = None
         self._transports: WeakSet[Any] = WeakSet()
 
@@ -154,7 +156,7 @@ class HelloPort(FileDescriptor):
         try:
             for number in range(SLICE):
                 try:
-                    if self._spare is None and not self._inPlace:
+                    if self._spare is None and self._adopts:
                         self._spare = self._listener.dup()
                     connection, name = self._listener.accept()
                 except OSError as error:
@@ -165,10 +167,14 @@ class HelloPort(FileDescriptor):
                 if not self._accepts:  # An observer has stopped or closed it.
                     break
         finally:
-            if self._spare is not None:
-                self._spare.close()
-                self._spare = None
+            self._closeSpare()
         return None
+
+    def _closeSpare(self) -> None:
+        """Free the spare descriptor."""
+        if self._spare is not None:
+            self._spare.close()
+            self._spare = None
 
     def _endSlice(self, error: OSError, number: int) -> ConnectionLost | None:
         """Wait for clients or descriptors; return an error where the socket listens no more."""
@@ -192,12 +198,12 @@ class HelloPort(FileDescriptor):
 
     def buildProtocol(self, address: IAddress) -> Any:
         """
-        Build the protocol of a connection that the reactor adopts.
+        Return the protocol that was built for the connection that the reactor adopts.
 
         @param address: who connected.
         """
-        self._built = True
-        return self._factory.buildProtocol(address)
+        protocol, self._built = self._built, None
+        return protocol
 
     def connectionLost(self, reason: Failure) -> None:
         """
@@ -223,14 +229,15 @@ class HelloPort(FileDescriptor):
             raise
 
     def _serve(self, connection: socket.socket, name: Any) -> None:
-        """Report a connection and close it, or hand it to the reactor. This does not raise."""
+        """Connect a connection to its protocol, in place or by the reactor. This does not raise."""
         known = self._hello.connections if self._hello else 0
+        peer = _address(name)
         try:
-            if self._inPlace:
-                host = self._host or _address(connection.getsockname())
-                self._factory.established(_address(name), host)
-            else:
-                self._handOver(connection, name)
+            protocol = self._factory.buildProtocol(peer)
+            if type(protocol) is HelloProtocol:
+                self._serveInPlace(protocol, connection, peer)
+            elif protocol is not None:
+                self._adopt(protocol, connection, peer)
         except BaseException as error:
             self._logFailure(error)
             # Whatever the reactor holds of it ends as well.
@@ -238,41 +245,51 @@ class HelloPort(FileDescriptor):
                 connection.shutdown(socket.SHUT_RDWR)
             if self._hello and self._hello.connections == known:
                 host = self._host or _address(connection.getsockname())
-                establish(self._hello, _address(name), host, error="failed")
+                establish(self._hello, peer, host, error="failed")
         finally:
             connection.close()
 
-    def _handOver(self, connection: socket.socket, name: Any) -> None:
-        """Hand a connection to the reactor, or serve it here if its client has reset it."""
+    def _serveInPlace(
+        self, protocol: HelloProtocol, connection: socket.socket, peer: IAddress
+    ) -> None:
+        """Connect a protocol to a transport of our own, and end the connection if it hangs up."""
+        host = self._host or _address(connection.getsockname())
+        transport = InPlaceTransport(protocol, connection, peer, host, self._adopt)
+        protocol.makeConnection(transport)
+        if transport.disconnecting:
+            connection.close()
+            protocol.connectionLost(connectionDone)
+        else:
+            transport.handOver()
+
+    def _adopt(self, protocol: Any, connection: socket.socket, peer: IAddress) -> None:
+        """Have the reactor connect a protocol, or do so here if the client has reset."""
         connection.setblocking(False)
         try:
             connection.getpeername()
         except OSError:  # The reactor would refuse it.
-            self._serveReset(connection, name)
+            self._serveReset(protocol, connection, peer)
             return
+        self._adopts = True
         # The reactor duplicates the descriptor: the spare one makes room for that.
-        self._spare.close()  # type: ignore[union-attr]
-        self._spare = None
-        self._built = False
+        self._closeSpare()
+        self._built = protocol
         try:
             transport = self.reactor.adoptStreamConnection(
                 connection.fileno(), self._listener.family, self
             )
         except OSError as error:
-            if self._built or error.errno in _NO_DESCRIPTOR:
+            if self._built is None or error.errno in _NO_DESCRIPTOR:
                 raise
-            self._serveReset(connection, name)  # The reset came between both.
+            self._serveReset(protocol, connection, peer)  # The reset came between both.
         else:
-            if self._hello and transport is not None:
+            if self._hello:
                 self._transports.add(transport)
 
-    def _serveReset(self, connection: socket.socket, name: Any) -> None:
-        """Serve a connection that its client has reset."""
-        peer = _address(name)
-        protocol = self._factory.buildProtocol(peer)
-        if protocol is None:
-            return
-        protocol.makeConnection(EndedTransport(peer, _address(connection.getsockname())))
+    def _serveReset(self, protocol: Any, connection: socket.socket, peer: IAddress) -> None:
+        """Connect a protocol to what is left of a connection that its client has reset."""
+        host = self._host or _address(connection.getsockname())
+        protocol.makeConnection(EndedTransport(peer, host))
         data = b""
         with suppress(OSError):
             data = connection.recv(65536)
@@ -379,26 +396,6 @@ class HelloPort(FileDescriptor):
         name = localName(self._listener.family, host if self._host else None, port)
         found = await handshakes(self._clock, self._listener.family).look()
         return not self._isQuiet(start) if found is None else name in found
-
-
-class EndedTransport(FileWrapper):
-    """The transport of a connection that has ended, though what it sent can still be read."""
-
-    abortConnection = FileWrapper.loseConnection
-
-    def __init__(self, peer: IAddress, host: IAddress) -> None:
-        """Hold the addresses of both ends."""
-        super().__init__(BytesIO())
-        self._peer = peer
-        self._host = host
-
-    def getPeer(self) -> IAddress:
-        """Return the address of the client."""
-        return self._peer
-
-    def getHost(self) -> IAddress:
-        """Return the address that the client reached."""
-        return self._host
 
 
 def _address(name: Any) -> IAddress:

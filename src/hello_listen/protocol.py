@@ -30,17 +30,26 @@ def logConnection(connection: Connection | Summary) -> None:
 
 
 class HelloProtocol(Protocol):
-    """Tell the factory who connected, then drop the connection."""
+    """
+    Tell the factory who connected, then drop the connection.
+
+    On every endpoint, L{HelloFactory.buildProtocol} makes one for each connection, behind
+    C{haproxy:} once the header was read; C{transport.getPeer()} is then the client that it names.
+    L{HelloEndpoint} connects this very class to an L{InPlaceTransport}, which leaves to the reactor
+    what it cannot do itself. Subclasses get the reactor's own transport, as with any factory.
+    """
 
     factory: HelloFactory
     transport: ITransport
 
     def connectionMade(self) -> None:
         """Report both ends of the connection, and hang up even if that fails."""
+        transport = self.transport
         try:
-            self.factory.established(self.transport.getPeer(), self.transport.getHost())
+            facts = getattr(transport, "facts", None) or {}
+            self.factory.established(transport.getPeer(), transport.getHost(), **facts)
         finally:
-            self.transport.loseConnection()
+            transport.loseConnection()
 
 
 class HelloFactory(ServerFactory):

@@ -10,8 +10,8 @@ from typing import Any
 
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IAddress, ISSLTransport, ITransport
-from twisted.internet.protocol import Protocol, ServerFactory
+from twisted.internet.interfaces import IAddress, ITransport
+from twisted.internet.protocol import Protocol, ServerFactory, connectionDone
 from twisted.internet.stdio import PipeAddress
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
@@ -20,7 +20,8 @@ from twisted.python.failure import Failure
 from hello_listen._clock import monotonicClock
 from hello_listen.networks import Networks
 from hello_listen.protocol import HelloFactory, establish
-from hello_listen.proxy_header import HeaderError, parse
+from hello_listen.proxy_header import Header, HeaderError, parse
+from hello_listen.transport import ProxiedTransport, hangUp
 
 TIMEOUT = 5.0
 """Seconds that a client or proxy has for its whole header."""
@@ -41,7 +42,7 @@ _log = Logger(namespace="hello_listen")
 
 
 class ProxiedProtocol(Protocol):
-    """Read the PROXY header, report who it names, and drop the connection."""
+    """Reads the PROXY header, then connects the factory's own protocol to the client it names."""
 
     factory: ProxiedFactory
     transport: ITransport
@@ -52,25 +53,27 @@ class ProxiedProtocol(Protocol):
         self._ends = self.transport.getPeer(), self.transport.getHost()
         self._accepted = time()
         self._data = b""
+        self._protocol: Any = None
         self.factory.pending.add(self)
 
     def dataReceived(self, data: bytes) -> None:
-        """Report the connection once the header is complete or invalid."""
-        if self not in self.factory.pending:
-            return
-        self._data += data
-        try:
-            header = parse(self._data)
-        except HeaderError as error:
-            self.fail(str(error))
-        else:
-            if header is not None:
-                peer, host = self._ends
-                named = header.client or peer, header.server or host
-                self._report(named, proxy=peer, extensions=header.extensions)
+        """Connect the factory's own protocol once the header is whole; then pass data on."""
+        if self._protocol is not None:
+            self._protocol.dataReceived(data)
+        elif self in self.factory.pending:
+            self._data += data
+            try:
+                header = parse(self._data)
+            except HeaderError as error:
+                self.fail(str(error))
+            else:
+                if header is not None:
+                    self._connect(header)
 
-    def connectionLost(self, reason: Failure | None = None) -> None:
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Report a client that hung up before its header was whole."""
+        if self._protocol is not None:
+            self._protocol.connectionLost(reason)
         self.fail("incomplete")
 
     def fail(self, why: str) -> None:
@@ -80,24 +83,42 @@ class ProxiedProtocol(Protocol):
         @param why: what was wrong with the header, for C{error.type}.
         """
         if self in self.factory.pending:
-            self._report(self._ends, error=f"proxy_header_{why}")
+            self._report(f"proxy_header_{why}")
 
-    def _report(self, ends: tuple[IAddress, IAddress], **facts: Any) -> None:
-        """Report the connection, and hang up."""
+    def _connect(self, header: Header) -> None:
+        """Connect a protocol to the client that a header names."""
+        self.factory.pending.remove(self)
+        hello, (peer, host) = self.factory.hello, self._ends
+        client, server = header.client or peer, header.server or host
+        facts = {"proxy": peer, "extensions": header.extensions, "accepted": self._accepted}
+        rest, self._data = self._data[header.size :], b""
+        known = hello.connections
+        try:
+            self._protocol = hello.buildProtocol(client)
+            if self._protocol is None:
+                hangUp(self.transport)
+                return
+            transport = ProxiedTransport(self.transport, client, server, facts)
+            self._protocol.makeConnection(transport)
+            if rest:
+                self._protocol.dataReceived(rest)
+        except BaseException:
+            _log.failure("Connection could not be served")
+            if hello.connections == known:
+                establish(hello, client, server, error="failed", **facts)
+            hangUp(self.transport, abort=True)
+
+    def _report(self, error: str) -> None:
+        """Report the connection as the proxy's, and hang up."""
         self.factory.pending.remove(self)
         silent, self._data = not self._data, b""
         try:
-            hello = self.factory.hello
-            establish(hello, *ends, silent=silent, accepted=self._accepted, **facts)
+            establish(
+                self.factory.hello, *self._ends, error=error, silent=silent, accepted=self._accepted
+            )
         finally:
-            transport: Any = self.transport
-            # TLS would wait for the peer to agree that the connection is closed, and eviction must
-            # free the descriptor now; stdio: has no way to do so.
-            evicted = facts.get("error") == "proxy_header_evicted"
-            if ISSLTransport.providedBy(transport) or evicted:
-                getattr(transport, "abortConnection", transport.loseConnection)()
-            else:
-                transport.loseConnection()
+            # Eviction must free the descriptor now.
+            hangUp(self.transport, abort=error == "proxy_header_evicted")
 
 
 class UntrustedProtocol(Protocol):
@@ -112,7 +133,7 @@ class UntrustedProtocol(Protocol):
         try:
             self.factory.hello.established(peer, host, error="proxy_not_trusted", silent=True)
         finally:
-            self.transport.loseConnection()
+            hangUp(self.transport)
 
 
 class PendingHeaders:

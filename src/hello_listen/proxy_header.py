@@ -57,11 +57,13 @@ class Header:
     """
     What a PROXY header says.
 
+    @ivar size: its length, in bytes.
     @ivar client: who connected to the proxy; L{None} where the proxy speaks for itself.
     @ivar server: the address that the client reached; L{None} as well.
     @ivar extensions: what else the proxy knows.
     """
 
+    size: int
     client: IAddress | None = None
     server: IAddress | None = None
     extensions: Extensions = NO_EXTENSIONS
@@ -97,9 +99,10 @@ def _parseLine(data: bytes) -> Header | None:
     if line is None:
         raise HeaderError("invalid")
     if line["family"] is None:
-        return Header()
+        return Header(end)
     v6 = line["family"] == b"6"
     return Header(
+        end,
         _parseAddress(line["client"], line["clientPort"], v6),
         _parseAddress(line["server"], line["serverPort"], v6),
     )
@@ -134,11 +137,11 @@ def _parseBinary(data: bytes) -> Header | None:
     if len(data) < _FIXED.size + length:
         return None
     if not named:
-        return Header()  # Whatever else is in it has to be ignored.
+        return Header(_FIXED.size + length)  # Whatever else is in it has to be ignored.
     size = _LAYOUTS[family].size
     if length < size:
         raise HeaderError("invalid")
-    header = Header(*_readAddresses(data, family))
+    header = Header(_FIXED.size + length, *_readAddresses(data, family))
     if length > size:
         header.extensions = _parseExtensions(data[: _FIXED.size + length], _FIXED.size + size)
     return header

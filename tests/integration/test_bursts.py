@@ -49,11 +49,13 @@ listen front
 """
 
 NGINX = """
-server {{
-    listen 127.0.0.1:{front} backlog={most};
-    proxy_pass 127.0.0.1:{port};
-    proxy_protocol on;
-    proxy_connect_timeout 30s;
+stream {{
+    server {{
+        listen 127.0.0.1:{front} backlog={most};
+        proxy_pass 127.0.0.1:{port};
+        proxy_protocol on;
+        proxy_connect_timeout 30s;
+    }}
 }}
 """
 
