@@ -313,12 +313,14 @@ class ConnectionLog:
             with self._lock:
                 if self._ended.is_set():
                     return False
-                whole = batch.count(b"\n", start, start + written)
-                start += written
+                begun, start = start, start + written
                 self.waiting -= written
-                self._count(counts[counted : counted + whole])
-                counted += whole
-                if self._givenUp.is_set() and start < len(batch):
+                # Counting the lines takes 0.09 µs for each, so do that for parts only.
+                isPart = start < len(batch)
+                whole = counted + batch.count(b"\n", begun, start) if isPart else len(counts)
+                self._count(counts[counted:whole])
+                counted = whole
+                if isPart and self._givenUp.is_set():
                     self._counts[:0] = counts[counted:]
                     self._isTorn = start > 0 and batch[start - 1] != ord("\n")
                     return False
