@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ from typing import Any
 import pytest
 from twisted.application.internet import StreamServerEndpointService
 from twisted.internet.address import IPv4Address
-from twisted.internet.defer import Deferred, succeed
-from twisted.internet.endpoints import StandardIOEndpoint
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.endpoints import StandardIOEndpoint, TCP4ServerEndpoint
 from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.stdio import PipeAddress
@@ -214,6 +215,77 @@ def test_other_factories() -> None:
     assert reactor.tcpServers[0][1] is factory
     with pytest.raises(TypeError, match="'haproxy:tcp:1' needs a HelloFactory"):
         HelloEndpoint(reactor, "haproxy:tcp:1").listen(factory)
+
+
+def listen(description: str) -> tuple[Any, str]:
+    """Listen on an endpoint with the real reactor, and return the port, if any, and any error."""
+    from twisted.internet import reactor
+
+    results: list[Any] = []
+    HelloEndpoint(reactor, description).listen(HelloFactory()).addBoth(results.append)
+    isPort = IListeningPort.providedBy(results[0])
+    return (results[0], "") if isPort else (None, results[0].getErrorMessage())
+
+
+def release(*ports: Any) -> None:
+    """Stop ports of the real reactor."""
+    from twisted.internet import reactor
+
+    stopping = [port.stopListening() for port in ports]
+    while not all(each.called for each in stopping):
+        reactor.iterate(0.01)  # type: ignore[attr-defined]
+
+
+@pytest.mark.unix
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("tcp:{}", "tcp6:{}"),
+        ("tcp6:{}", "tcp:{}"),
+        ("tcp6:{}", "haproxy:tcp:{}:interface=127.0.0.1"),
+        ("tcp:{}", "tcp:{}:interface=127.0.0.1"),
+        ("haproxy:tcp:{}:interface=127.0.0.1", "tcp:{}:interface=localhost"),
+        (r"tcp6:{}:interface=\:\:1", r"tcp6:{}:interface=0\:0\:0\:0\:0\:0\:0\:1"),
+        (r"tcp6:{}:interface=\:\:1", "tcp6:{}"),
+        (r"tcp6:{}:interface=\:\:ffff\:127.0.0.1", "tcp:{}"),
+        ("unix:s", "unix:./s"),
+    ],
+)
+def test_address_in_use_by_another_endpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str, second: str
+) -> None:
+    """The endpoint that has the address already is named."""
+    monkeypatch.chdir(tmp_path)
+    other, _ = listen("tcp:0:interface=127.0.0.3")
+    port, _ = listen(first.format(0))
+    second = second.format(getattr(port.getHost(), "port", ""))
+    message = listen(second)[1]
+    release(port, other)
+    assert message == f"Address already in use by {first.format(0)!r}: {second!r}"
+
+
+@pytest.mark.unix
+def test_address_in_use_by_another_process(tmp_path: Path) -> None:
+    """No endpoint is named that has the same port of another address, or a path."""
+    with socket.create_server(("127.0.0.1", 0)) as used:
+        number = used.getsockname()[1]
+        endpoints = [f"tcp:{number}:interface=127.0.0.2", rf"tcp6:{number}:interface=\:\:1"]
+        ports = [listen(each)[0] for each in (f"unix:{tmp_path}/s", *endpoints)]
+        messages = [listen(f"tcp:{number}{more}")[1] for more in ("", ":interface=127.0.0.1")]
+        release(*ports)
+    assert messages == [
+        f"Address already in use by {endpoints[0]!r}: 'tcp:{number}'",
+        f"Address already in use: 'tcp:{number}:interface=127.0.0.1'",
+    ]
+
+
+def test_file_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that the description of the endpoint does not name is named."""
+    error = FileNotFoundError(2, "No such file or directory", "/dev/null")
+    monkeypatch.setattr(TCP4ServerEndpoint, "listen", lambda *_: fail(error))
+    failures: list[Any] = []
+    HelloEndpoint(MemoryReactorClock(), "tcp:1").listen(HelloFactory()).addErrback(failures.append)
+    assert failures[0].getErrorMessage() == "No such file or directory: '/dev/null': 'tcp:1'"
 
 
 def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:

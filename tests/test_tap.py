@@ -369,6 +369,23 @@ def test_connection_log_of_a_process_in_the_foreground(output: Output, option: s
 
 
 @pytest.mark.unix
+def test_chroot_of_a_process_in_the_background(tmp_path: Path) -> None:
+    """It needs /dev/null there."""
+    options = Options(FakeReactor())
+    options.parent = UsageOptions()
+    options.parent |= {"nodaemon": 0, "chroot": str(tmp_path)}
+    with pytest.raises(SystemExit) as ended:
+        options.parseOptions([])
+    null = tmp_path / "dev" / "null"
+    assert ended.value.code == (
+        f"hello-listen: --chroot: a process in the background needs '{null}'"
+    )
+    null.parent.mkdir()
+    null.write_bytes(b"")
+    options.parseOptions([])
+
+
+@pytest.mark.unix
 def test_umask(tmp_path: Path) -> None:
     """twistd's option holds for the log, which is made before twistd heeds it."""
     path = tmp_path / "log"

@@ -292,12 +292,15 @@ def test_paths_that_cannot_be_bound(path: Path, name: str, reason: str) -> None:
     assert not os.listdir(path.parent)
 
 
-def test_a_factory_that_does_not_start(path: Path) -> None:
+@pytest.mark.parametrize(
+    "error", [OSError(2, "No such file or directory"), ValueError("No such file or directory")]
+)
+def test_a_factory_that_does_not_start(path: Path, error: Exception) -> None:
     """The path is released."""
 
     class Failing(HelloFactory):
         def startFactory(self) -> None:
-            raise OSError(2, "No such file or directory")
+            raise error
 
     with pytest.raises(ListenError, match=r"^No such file or directory: 'unix:"):
         Listener(f"unix:{path}", Failing())

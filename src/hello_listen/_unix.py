@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from twisted.internet.error import CannotListenError
 from twisted.python.failure import Failure
 
 from hello_listen.log_file import lock
@@ -35,14 +36,16 @@ class UNIXReactor:
         @param mode: the mode of the socket's file.
         @param wantPID: whether to make a lock file, for other programs that use Twisted.
 
-        @raise OSError: the address is in use, or cannot be bound.
+        @raise CannotListenError: the address is in use, or cannot be bound.
         """
         port = UNIXSocket(os.fsencode(address), factory)
         try:
             port.bind(backlog, mode, bool(wantPID))
             factory.doStart()
-        except BaseException:
+        except BaseException as error:
             port.release()
+            if isinstance(error, OSError):
+                raise CannotListenError(None, address, error) from error
             raise
         return port
 

@@ -63,9 +63,12 @@ class HelloPort(FileDescriptor):
     L{InPlaceTransport}, and mostly ends before the reactor learns of it; any other protocol, also
     of a subclass, is connected by the reactor. When descriptors or memory run
     out, clients wait in the accept queue.
+
+    @ivar description: the description of the endpoint that it belongs to, for messages.
     """
 
     reactor: Any
+    description = ""
 
     def __init__(
         self,

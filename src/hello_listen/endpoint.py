@@ -24,7 +24,7 @@ from hello_listen.connection import printable
 from hello_listen.networks import Networks
 from hello_listen.protocol import HelloFactory
 from hello_listen.proxied import ProxiedFactory, pendingHeaders
-from hello_listen.words import corrected, knownTypes, listenReason, parseReason
+from hello_listen.words import corrected, knownTypes, listenReason, occupies, parseReason
 
 BACKLOG = 2**31 - 1
 """More than any system's longest accept queue, which a longer one is cut to."""
@@ -139,13 +139,19 @@ class HelloEndpoint:
                     return port if isPort else _StandardIOPort(port, factory)
                 ports = [HelloPort(port.fileno(), port.factory, hello, reactor, port, proxied)]
             for port in ports:
+                port.description = self.description
                 port.startListening()
         except CancelledError:
             raise
         except Exception as error:
             for port in ports:
                 port.stopListening()
-            raise ListenError(None, self.description, listenReason(error)) from None
+            reason = listenReason(error, self.description)
+            for reader in reactor.getReaders():
+                if isinstance(reader, HelloPort) and occupies(reader.getHost(), error):
+                    reason += f" by {reader.description!r}"
+                    break
+            raise ListenError(None, self.description, reason) from None
         return ports[0] if len(ports) == 1 else SeveralPorts(ports)
 
 

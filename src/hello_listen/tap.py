@@ -144,6 +144,10 @@ class Options(UsageOptions):
         if isDaemon:
             # The process that waits for the daemon to start handles no signals.
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+            null = os.path.join(str(parent.get("chroot") or "/"), "dev/null")
+            if not os.path.exists(null):
+                # Without it, the daemon would die and that process wait for ever.
+                raise UsageError(f"--chroot: a process in the background needs {null!r}")
         trusted = self["trusted-proxies"] or None
         descriptions = self["endpoints"] or [DEFAULT_ENDPOINT]
         if trusted and not any(map(PROXIED.match, descriptions)):

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
+import socket
+from contextlib import suppress
+from ipaddress import IPv4Address as IPv4
+from ipaddress import IPv6Address as IPv6
+from ipaddress import ip_address
 from typing import Any
 
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.error import CannotListenError
-from twisted.internet.interfaces import IStreamServerEndpointStringParser
+from twisted.internet.interfaces import IAddress, IStreamServerEndpointStringParser
 from twisted.plugin import getPlugins
 
 from hello_listen.connection import printable
@@ -77,16 +85,49 @@ def corrected(description: str) -> str:
     return f"{kind.lower()}{colon}{re.sub(unescaped, _escapedInterface, arguments)}"
 
 
-def listenReason(error: Any) -> str:
+def listenReason(error: Any, description: str) -> str:
     """
     Return why an endpoint cannot be bound.
 
     @param error: what was raised.
+    @param description: the endpoint's description.
     """
     if isinstance(error, CannotListenError):
-        return listenReason(error.socketError)
+        return listenReason(error.socketError, description)
     reason = getattr(error, "strerror", None) or str(error).rstrip(".") or type(error).__name__
-    return printable(reason)
+    file = os.fsdecode(getattr(error, "filename", None) or "")
+    return printable(reason if file in description else f"{reason}: {file!r}")
+
+
+def occupies(address: IAddress, error: Any) -> bool:
+    """
+    Say whether the socket with an address is the reason why another one cannot be bound.
+
+    @param address: the address.
+    @param error: what was raised.
+    """
+    inUse = isinstance(error, CannotListenError) and isinstance(error.socketError, OSError)
+    if not inUse or error.socketError.errno != errno.EADDRINUSE:
+        return False
+    with suppress(OSError, ValueError):
+        if isinstance(address, UNIXAddress) and isinstance(error.port, str):
+            return os.path.samefile(address.name or "", error.port)
+        if isinstance(address, (IPv4Address, IPv6Address)) and address.port == error.port:
+            name = error.interface or ""
+            wanted = _ip(name if ":" in name else socket.gethostbyname(name))
+            bound = _ip(address.host)
+            # :: is all of IPv4 as well.
+            return bound == wanted or any(
+                each.is_unspecified and (each.version == 6 or bound.version == wanted.version)
+                for each in (bound, wanted)
+            )
+    return False
+
+
+def _ip(host: str) -> IPv4 | IPv6:
+    """Return an IP address, an IPv4-mapped one as IPv4."""
+    ip = ip_address(host)
+    return getattr(ip, "ipv4_mapped", None) or ip
 
 
 def _escapedInterface(host: re.Match[str]) -> str:

@@ -11,7 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from processes import SCRIPTS, Start, makeCertificate, needTLS, run, slow, tool, until
+from processes import (
+    LOOPBACK,
+    SCRIPTS,
+    Start,
+    freePort,
+    makeCertificate,
+    needTLS,
+    run,
+    slow,
+    tool,
+    until,
+)
 
 pytestmark = pytest.mark.unix
 
@@ -127,6 +138,55 @@ def test_application_that_cannot_listen(tmp_path: Path) -> None:
     assert output.count("Traceback") == 1
     reason = "hello_listen.ListenError: No such file or directory: 'unix:/no/such'"
     assert output.splitlines()[-1].endswith(reason)
+
+
+@pytest.mark.parametrize("how", [["-n"], []])
+def test_address_in_use_by_another_endpoint(tmp_path: Path, how: list[str]) -> None:
+    """IPv4 is part of an IPv6 endpoint without an address: the other endpoint is named."""
+    port = freePort()
+    endpoints = f"tcp:{port}", f"tcp6:{port}"
+    ended = run(
+        SCRIPTS / "twistd", *how, "--pidfile=pid", "hello-listen",
+        *(part for each in endpoints for part in ("-e", each)), cwd=tmp_path,
+    )  # fmt: skip
+    assert ended.returncode == 1
+    named = f"Address already in use by '{endpoints[0]}': '{endpoints[1]}'"
+    assert named in ended.stdout + ended.stderr
+    assert "Traceback" not in ended.stdout + ended.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may change the root folder")
+@pytest.mark.parametrize("how", [["-n"], []])
+def test_chroot_without_the_null_device(tmp_path: Path, how: list[str]) -> None:
+    """The file that is missing is named, and no process waits for a daemon that died."""
+    (tmp_path / "root").mkdir()
+    command = SCRIPTS / "twistd", *how, "--pidfile=", "--chroot=root", "hello-listen", "-e"
+    ended = run(*command, LOOPBACK, cwd=tmp_path)
+    assert ended.returncode == 1
+    last = (ended.stdout + ended.stderr).splitlines()[-1]
+    named = f"/dev/null': '{LOOPBACK}'" if how else "needs 'root/dev/null'"
+    assert last.endswith(named)
+    assert "Traceback" not in ended.stdout + ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "said", "explained"),
+    [
+        ("--uid=nosuch", "KeyError: \"getpwnam(): name not found: 'nosuch'\"", "getpwnam()"),
+        ("--gid=nosuch", "KeyError: \"getgrnam(): name not found: 'nosuch'\"", "getgrnam"),
+        ("--pidfile=no/pid", "FileNotFoundError: [Errno 2] No such file or", "FileNotFoundError"),
+    ],
+)
+def test_errors_of_twistd(tmp_path: Path, option: str, said: str, explained: str) -> None:
+    """What twistd says of its own options ends in a line that the README explains."""
+    command = SCRIPTS / "twistd", "-n", "--pidfile=", option, "hello-listen", "-e", LOOPBACK
+    ended = run(*command, cwd=tmp_path)
+    assert ended.returncode == 1
+    assert said in (ended.stdout + ended.stderr).splitlines()[-1]
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    rows = [line for line in readme.splitlines() if line.startswith("| `") and explained in line]
+    assert len(rows) == 1
+    assert option.partition("=")[0] in rows[0]
 
 
 def test_inherited_socket_of_another_name(inherit: Start) -> None:

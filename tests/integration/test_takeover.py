@@ -116,14 +116,15 @@ def test_two_servers_at_once(hello: Start, tmp_path: Path) -> None:
 
 STARTER = """
 import sys
+from twisted.internet.error import CannotListenError
 from twisted.internet.protocol import Factory
 from hello_listen._unix import UNIXReactor
 
 for line in sys.stdin:
     try:
         port = UNIXReactor().listenUNIX(line.strip(), Factory(), wantPID=int(sys.argv[1]))
-    except OSError as error:
-        print(error.strerror, flush=True)
+    except CannotListenError as error:
+        print(error.socketError.strerror, flush=True)
         sys.stdin.readline()
     else:
         print("listens", flush=True)
