@@ -131,7 +131,7 @@ def fleet(start: Start, tmp_path: Path) -> Iterator[Fleet]:
             package.listen()
         for number in (1, 2, 3):
             fleet.run(f"node {number}")
-            fleet.run(f"carrier {number}")
+            fleet.run(f"shipper {number}")
         fleet.run("central")
         fleet.run("front")
         fleet.run("prometheus")
@@ -274,9 +274,9 @@ def moment(record: Record) -> float:
 def test_trial(start: Start, tmp_path: Path) -> None:
     """Each part tells its process ID and its output file; one signal ends all of them."""
     fleet = Fleet(start, tmp_path)
-    nodes, carriers = ([f"{part} {n}" for n in (1, 2, 3)] for part in ("node", "carrier"))
+    nodes, shippers = ([f"{part} {n}" for n in (1, 2, 3)] for part in ("node", "shipper"))
     parts = {"front": "haproxy", "central": "rsyslogd", "prometheus": "prometheus"}
-    parts |= dict.fromkeys(nodes, "twistd") | dict.fromkeys(carriers, "rsyslogd")
+    parts |= dict.fromkeys(nodes, "twistd") | dict.fromkeys(shippers, "rsyslogd")
     files = [f"{part.replace(' ', '')}.out" for part in parts]
     trial = fleet.script(files=files)
     told = [trial.expect(r"^(.*): process (\d+), writes to (.*)$").groups() for _ in parts]
@@ -303,7 +303,7 @@ def test_kafka(start: Start, tmp_path: Path) -> None:
     command = (
         "twistd -n --logfile twistd.log hello-listen -l - | kcat -P -b kafka:9092 -t connections"
     )
-    assert f"\n{command}\n" in (DEPLOY.parents[1] / "README.md").read_text()
+    assert f"\n{command}\n" in (DEPLOY / "README.md").read_text()
     broker = "127.0.0.1:1 -X test.mock.num.brokers=1 -X debug=mock"
     command = command.replace("kafka:9092", broker)
     command = command.replace("-l -", f"-l - -e unix:{tmp_path}/s").replace(

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 import socket
-from contextlib import suppress
+import ssl
+from contextlib import closing, suppress
+from http.client import HTTPSConnection
 from pathlib import Path
 
 import pytest
 
 from processes import (
     DEPLOY,
+    LOOPBACK,
     PATIENCE,
     SCRIPTS,
     Start,
@@ -18,11 +21,23 @@ from processes import (
     familyOf,
     isKnown,
     makeCertificate,
+    run,
+    tool,
     untilEnd,
 )
 
 pytestmark = pytest.mark.unix
-README = (Path(__file__).parents[2] / "README.md").read_text()
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+CERTIFICATE = r"""
+openssl req -x509 -newkey rsa:2048 -noenc -keyout server.pem -out crt -subj /CN=localhost \
+    -addext subjectAltName=DNS:localhost && cat crt >> server.pem
+""".strip()
+GUIDES = [
+    "README.md",
+    "src/deploy/README.md",
+    "src/hello_listen/status/README.md",
+]
 
 
 def test_the_two_commands() -> None:
@@ -33,10 +48,44 @@ def test_the_two_commands() -> None:
     assert test == f"{setUp}'.[test]' && cd tests && ../.venv/bin/pytest -q\n"
 
 
+def test_length() -> None:
+    """It is short enough to be read: what is longer stands beside the thing that it is about."""
+    assert len(README.splitlines()) <= 200
+
+
 def test_embedding_program() -> None:
     """The program is shown as it is in its file."""
     program = (DEPLOY / "examples" / "embedding.py").read_text()
     assert f"```python\n{program}```\n" in README
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+def test_links(guide: str) -> None:
+    """Each link within the repository leads to a file, and to one of its headings."""
+    links = re.findall(r"\]\((?!https:)(.*?)(?:#(.*?))?\)", (ROOT / guide).read_text())
+    assert links
+    for path, heading in links:
+        target = (ROOT / guide).parent / path if path else ROOT / guide
+        assert target.exists(), path
+        if heading:
+            titles = re.sub(r"[^\w \n#-]", "", target.read_text()).lower().replace(" ", "-")
+            assert re.search(f"^#+-{heading}$", titles, re.MULTILINE), heading
+
+
+def test_certificate(hello: Start, tmp_path: Path) -> None:
+    """The handbook's command makes a certificate whose name is where browsers look for it."""
+    assert f"\n{CERTIFICATE}\n" in (DEPLOY / "README.md").read_text()
+    tool("openssl")
+    made = run("sh", "-c", CERTIFICATE, cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    server = hello("-e", LOOPBACK, "--status", "ssl:0:interface=127.0.0.1:privateKey=server.pem")
+    port = server.expect(r"Status on .*:(\d+)$")[1]
+    context = ssl.create_default_context(cafile=tmp_path / "crt")
+    context.hostname_checks_common_name = False
+    client = HTTPSConnection("localhost", int(port), timeout=PATIENCE, context=context)
+    with closing(client):
+        client.request("GET", "/healthz")
+        assert client.getresponse().read() == b"OK\n"
 
 
 ENDPOINTS = re.findall(r"^\| .+ \| `([a-z0-9]+:[^`]*)` \|$", README, re.MULTILINE)

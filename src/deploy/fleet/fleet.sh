@@ -1,5 +1,5 @@
 # Try the fleet on one Linux machine, in the current folder: sh fleet.sh [PART [NUMBER]]
-# Without arguments, every part is started: front, central, prometheus, node 1 to 3, carrier 1 to 3.
+# Without arguments, every part is started: front, central, prometheus, node 1 to 3, shipper 1 to 3.
 # Loopback addresses stand for the machines: 127.0.0.10 for 10.0.0.10, and so on.
 set -eu
 PATH=$PATH:/usr/sbin ip=127.0.0 deploy=$(cd "$(dirname "$0")/.." && pwd)
@@ -8,12 +8,12 @@ if [ $# = 0 ]; then
     nodes='' others=''
     for n in 1 2 3; do
         sh "$0" node $n & nodes="$nodes $!"
-        sh "$0" carrier $n & others="$others $!"
+        sh "$0" shipper $n & others="$others $!"
     done
     for part in central front prometheus; do
         sh "$0" $part & others="$others $!"
     done
-    # A carrier still sends what its node writes last.
+    # A shipper still sends what its node writes last.
     trap 'kill $nodes || :; wait $nodes || :; sleep 1; kill $others || :; wait' EXIT
     trap exit INT TERM
     wait
@@ -37,7 +37,7 @@ case $1 in
         use haproxy/fleet.cfg
         exec haproxy -W -f fleet.cfg
         ;;
-    central | carrier)
+    central | shipper)
         [ "$1" = central ] && file=central.conf || file=node.conf
         use rsyslog/$file
         exec rsyslogd -n -f $file -i "$here/pid"
