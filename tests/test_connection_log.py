@@ -8,7 +8,7 @@ import re
 import select
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,14 @@ from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublish
 from zope.interface import implementer
 
 from disks import Disk, isOpen
-from hello_listen import Connection, ConnectionLog, HelloFactory, __version__
+from hello_listen import (
+    Connection,
+    ConnectionLog,
+    HelloFactory,
+    HelloService,
+    Summaries,
+    __version__,
+)
 from hello_listen import connection_log as module
 from hello_listen.log_file import LogFile
 from hello_listen.summaries import Summary
@@ -243,6 +250,61 @@ def test_reactor_that_never_runs(tmp_path: Path, reactor: FakeReactor) -> None:
     untilThreadsEnd(before)
     assert not closed.called
     assert sequences(path) == [*BEFORE, 1, *AFTER]
+
+
+@pytest.mark.parametrize("before", [lambda log: log, lambda log: Summaries(log, 0)])
+def test_service_that_starts_again(
+    tmp_path: Path, reactor: FakeReactor, before: Callable[[ConnectionLog], Any]
+) -> None:
+    """Each start of a service is a run of its own in the log, behind Summaries too."""
+    log = ConnectionLog(tmp_path / "log", reactor=reactor)
+    service = HelloService(HelloFactory(before(log)), [], reactor)
+    ids = []
+    for _ in range(3):
+        service.startService()
+        service.factory.established(ADDRESS, ADDRESS)
+        ids.append(log.id)
+        reactor.wait(service.stopService())
+        assert log.connections == log.recorded + log.summarized == 1
+    lines = records(tmp_path / "log")
+    assert [line["service.instance.id"] for line in lines] == [run for run in ids for _ in range(3)]
+    assert [line.get("sequence", line["message"]) for line in lines] == [
+        "Connection log opened", 1, "Connection log closed"
+    ] * 3  # fmt: skip
+    assert len(set(ids)) == 3
+
+
+def test_log_that_is_open_stays_so(tmp_path: Path, reactor: FakeReactor) -> None:
+    """Opening it once more changes nothing."""
+    log = ConnectionLog(tmp_path / "log", reactor=reactor)
+    log(CONNECTION)
+    run = log.id
+    log.open()
+    assert (log.id, log.connections) == (run, 1)
+    close(log, reactor)
+
+
+def test_open_while_a_write_is_stuck(
+    tmp_path: Path, reactor: FakeReactor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A log whose last write still goes on cannot begin another run."""
+    monkeypatch.setattr(module, "JOIN_TIMEOUT", 0.001)
+    stuck, goesOn = threading.Event(), threading.Event()
+
+    def write(file: LogFile, *_: object, **__: object) -> int:
+        """Write to a disk that does not answer."""
+        stuck.set()
+        assert goesOn.wait(20)
+        raise OSError
+
+    monkeypatch.setattr(LogFile, "write", write)
+    log = ConnectionLog(tmp_path / "log", reactor=reactor)
+    reactor.run()
+    assert stuck.wait(20)
+    giveUp(log, reactor)
+    with pytest.raises(OSError, match="busy: "):
+        log.open()
+    goesOn.set()
 
 
 def test_two_factories(tmp_path: Path, reactor: FakeReactor) -> None:

@@ -213,8 +213,10 @@ def test_other_factories() -> None:
     assert verifyObject(IStreamServerEndpoint, endpoint)
     StreamServerEndpointService(endpoint, factory).startService()
     assert reactor.tcpServers[0][1] is factory
-    with pytest.raises(TypeError, match="'haproxy:tcp:1' needs a HelloFactory"):
-        HelloEndpoint(reactor, "haproxy:tcp:1").listen(factory)
+    errors: list[Any] = []
+    HelloEndpoint(reactor, "haproxy:tcp:1").listen(factory).addErrback(errors.append)
+    assert errors[0].check(TypeError)
+    assert "'haproxy:tcp:1' needs a HelloFactory" in errors[0].getErrorMessage()
 
 
 def listen(description: str) -> tuple[Any, str]:

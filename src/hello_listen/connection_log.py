@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Callable, Mapping
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 KEPT = 16 * 2**20
 """Bytes of records that are kept in memory while they cannot be written, some 55,000 records."""
+
+JOIN_TIMEOUT = 0.1
+"""Seconds that the threads of a closed log have for their last step when it is opened again."""
 
 BATCH = 0.01
 """Seconds for which records are collected before they are written together."""
@@ -75,7 +79,8 @@ class ConnectionLog:
     Its records are numbered from 1 and carry its C{id}, so that each is accounted for: a gap is a
     loss. They are written by a thread of their own, which starts with the reactor or the first
     record: a blocked write delays neither connections nor process exit. A second thread reports
-    records that wait for too long.
+    records that wait for too long. L{HelloService} closes it; without a service, C{await
+    log.close()} after the port has stopped.
 
     @ivar id: 12 random hexadecimal digits, in every line that this log writes.
     @ivar connections: how many it was told of so far; each is, or will be, one of the next three.
@@ -106,11 +111,32 @@ class ConnectionLog:
         """
         if reactor is None:
             from twisted.internet import reactor
-        self.id = uuid4().hex[-12:]
-        self.connections = self.recorded = self.summarized = self.lost = 0
-        self._file = LogFile(path, umask)
         self._reactor = reactor
         self._kept = kept
+        self._umask = umask
+        self._begin(path)
+
+    def open(self) -> None:
+        """
+        Open the log again after L{close}, as a new run: with another C{id}, and counts from 0.
+
+        A log that is open stays as it is.
+
+        @raise OSError: it cannot be opened, or a write of the run before is still stuck.
+        """
+        if not self._closing.is_set():
+            return
+        for thread in filter(None, (self._thread, self._watcher)):
+            thread.join(JOIN_TIMEOUT)
+            if thread.is_alive():
+                raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(self._file))
+        self._begin(str(self._file))
+
+    def _begin(self, path: str | os.PathLike[str]) -> None:
+        """Open the file, and begin a run."""
+        self.id = uuid4().hex[-12:]
+        self.connections = self.recorded = self.summarized = self.lost = 0
+        self._file = LogFile(path, self._umask)
         self._identity = f', "service.instance.id": "{self.id}", "sequence": '
         self._sequence = 0
         self._reopen = False
@@ -137,7 +163,7 @@ class ConnectionLog:
         self._takenAt: float | None = None
         self._isTorn = False
         # Not now: a daemonizing twistd forks, and threads do not survive that.
-        reactor.callWhenRunning(self._start)
+        self._reactor.callWhenRunning(self._start)
 
     @property
     def failing(self) -> str | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from twisted.internet import tcp
-from twisted.internet.defer import CancelledError, Deferred, gatherResults, succeed
+from twisted.internet.defer import CancelledError, Deferred, fail, gatherResults, succeed
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IAddress, IListeningPort, IStreamServerEndpoint
@@ -111,13 +111,11 @@ class HelloEndpoint:
         @param factory: a L{HelloFactory}; without C{haproxy:}, any L{IProtocolFactory} will do.
 
         @return: a L{Deferred} that fires with an L{IListeningPort}, or fails with a
-            L{ListenError}.
-
-        @raise TypeError: C{haproxy:} names the client to a L{HelloFactory} only.
+            L{ListenError}, or with a L{TypeError} where C{haproxy:} needs a L{HelloFactory}.
         """
         hello = factory if isinstance(factory, HelloFactory) else None
         if self._proxied and hello is None:
-            raise TypeError(f"{self.description!r} needs a HelloFactory, not {factory!r}")
+            return fail(TypeError(f"{self.description!r} needs a HelloFactory, not {factory!r}"))
         if self._proxied and hello:
             factory = ProxiedFactory(hello, pendingHeaders(self._reactor), self._trusted)
         return Deferred.fromCoroutine(self._listen(factory, hello))

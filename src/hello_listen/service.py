@@ -7,9 +7,10 @@ from ipaddress import ip_address
 from typing import Any
 
 from twisted.application.service import Service
-from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import CancelledError, Deferred, gatherResults, maybeDeferred, succeed
 from twisted.internet.interfaces import IAddress, IStreamServerEndpoint
+from twisted.internet.stdio import PipeAddress
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -19,6 +20,9 @@ from hello_listen.endpoint import HelloEndpoint, ListenError, SeveralPorts
 from hello_listen.protocol import HelloFactory
 from hello_listen.proxied import pendingHeaders
 
+Address = IPv4Address | IPv6Address | UNIXAddress | PipeAddress
+"""An address that an endpoint listens on; the first two have C{host} and C{port}."""
+
 _log = Logger(namespace="hello_listen")
 
 
@@ -27,7 +31,7 @@ class HelloService(Service):
     Listens on endpoints, on all of them or on none, and tells a factory's observers who connects.
 
     When it stops, the accept queues are served, then the observers that have C{close} are closed:
-    such a factory serves one service, once.
+    such a factory serves one service. When it starts again, those that have C{open} are opened.
 
     @ivar factory: what serves the endpoints.
     @ivar reactor: what it listens with.
@@ -67,7 +71,7 @@ class HelloService(Service):
         self._ports: dict[int, list[Any]] = {}
 
     @property
-    def listening(self) -> list[tuple[str, IAddress | None]]:
+    def listening(self) -> list[tuple[str, Address | None]]:
         """
         Each endpoint's description, and the address that it is bound to, or L{None}.
 
@@ -100,8 +104,11 @@ class HelloService(Service):
         Bind every endpoint.
 
         @raise ListenError: one cannot be bound, and those before it are being released.
+        @raise OSError: the connection log cannot be opened again after a stop.
         """
         super().privilegedStartService()
+        for observer in self.factory.observers:
+            getattr(observer, "open", lambda: None)()
         self._attempts = []
         for number in range(len(self._endpoints)):
             attempt = Deferred.fromCoroutine(self._listen(number))
@@ -216,11 +223,11 @@ def _describe(endpoint: IStreamServerEndpoint) -> str:
     return str(getattr(endpoint, "description", endpoint))
 
 
-def _addressOf(port: Any) -> IAddress | None:
+def _addressOf(port: Any) -> Address | None:
     """Return the address of a port that listens, which one that the reactor closed does not."""
     if port is None or getattr(port, "disconnected", False):
         return None
-    address: IAddress = port.getHost()
+    address: Address = port.getHost()
     return address
 
 

@@ -162,6 +162,10 @@ class Summaries:
                 return
         self._summarize(key if self._isToldApart(key) else None, connection)
 
+    def open(self) -> None:
+        """Open the observer again, if it has C{open}."""
+        getattr(self._observer, "open", lambda: None)()
+
     def close(self) -> Deferred[Any]:
         """
         Pass on what is counted so far, wait for the observer's coroutines, and close it.
