@@ -25,12 +25,12 @@ def test_steps(stepping: Stepping, step: float) -> None:
     clock = MonotonicClock(stepping)
     assert verifyObject(IReactorTime, clock)
     made: list[str] = []
+    start = clock.seconds()
     clock.callLater(0.05, made.append, "ours")
     stepping.callLater(0.05, made.append, "the reactor's")
     clock.callLater(HOUR / 2, made.append, "later")
-    start = clock.seconds()
     stepping.step = step
-    stepping.until(lambda: "ours" in made)
+    stepping.until(lambda: "ours" in made and (step < 0 or len(made) == 2))
     assert clock.seconds() >= start + 0.05
     assert ("the reactor's" in made) == (step >= 0)
     assert "later" not in made

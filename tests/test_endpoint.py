@@ -5,10 +5,15 @@ from __future__ import annotations
 import re
 import socket
 import sys
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from twisted.application.internet import StreamServerEndpointService
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred, fail, succeed
@@ -21,7 +26,7 @@ from zope.interface.verify import verifyObject
 
 from hello_listen import HelloEndpoint, HelloFactory
 from hello_listen.accepting import HelloPort
-from hello_listen.endpoint import BACKLOG, _checkCertificates
+from hello_listen.endpoint import BACKLOG
 from hello_listen.proxied import ProxiedFactory, ProxiedProtocol
 
 
@@ -125,11 +130,110 @@ def test_certificates(tmp_path: Path) -> None:
         HelloEndpoint(MemoryReactorClock(), f"tls:{tmp_path}/a\\:b:0")
 
 
+DH_PARAMETERS = """\
+-----BEGIN DH PARAMETERS-----
+MIIBCAKCAQEA//////////+t+FRYortKmq/cViAnPTzx2LnFg84tNpWp4TZBFGQz
++8yTnc4kmz75fS/jY2MMddj2gbICrsRhetPfHtXV/WVhJDP1H18GbtCFY2VVPe0a
+87VXE15/V8k1mE8McODmi3fipona8+/och3xWKE2rec1MKzKT0g6eXq8CrGCsyT7
+YdEIqUuyyOP7uWrat2DX9GgdT0Kj3jlN9K5W7edjcrsZCwenyO4KbXCeAvzhzffi
+7MA0BM0oNC9hkXL+nOmFg/+OTxIy7vKBg8P+OxtMb61zO7X8vC7CIAXFjvGDfRaD
+ssbzSibBsu/6iGtCOGEoXJf//////////wIBAg==
+-----END DH PARAMETERS-----
+"""
+"""The group ffdhe2048 (RFC 7919, A.1)."""
+
+
+def pem(bits: int = 2048, issuer: str = "localhost") -> tuple[str, str]:
+    """Return a key, and its certificate for localhost."""
+    key = rsa.generate_private_key(65537, bits)
+    by, name = (
+        x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, text)])
+        for text in (issuer, "localhost")
+    )
+    now = datetime.now(timezone.utc)
+    certificate = (
+        x509.CertificateBuilder(by, name, key.public_key(), bits, now, now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return private.decode(), certificate.public_bytes(Encoding.PEM).decode()
+
+
+# Twisted uses what pyOpenSSL has deprecated.
+passesX509 = pytest.mark.filterwarnings("ignore:.*cryptography:DeprecationWarning")
+
+
+@pytest.fixture
+def keyFile(tmp_path: Path) -> str:
+    """Return the path of a file with a key and its certificate."""
+    (tmp_path / "server.pem").write_text("".join(pem()))
+    return f"{tmp_path}/server.pem"
+
+
+@passesX509
+@pytest.mark.usefixtures("tlsEndpoints")
 def test_certificates_that_are_there(tmp_path: Path) -> None:
-    """One is enough, in whichever file: keys may be in others."""
-    (tmp_path / "key.pem").write_text("-----BEGIN PRIVATE KEY-----")
-    (tmp_path / "certificate.pem").write_text("-----BEGIN CERTIFICATE-----")
-    _checkCertificates(f"tls:{tmp_path}:0")
+    """One is enough, in whichever file: keys may be in others, and an issuer's is not there."""
+    key, certificate = pem()
+    (tmp_path / "key.pem").write_text(key)
+    (tmp_path / "certificate.pem").write_text(certificate)
+    (tmp_path / "issuer.pem").write_text(pem(issuer="root")[1])
+    HelloEndpoint(MemoryReactorClock(), f"tls:{tmp_path}:0")
+
+
+@passesX509
+@pytest.mark.usefixtures("tlsEndpoints")
+def test_root_certificate(tmp_path: Path) -> None:
+    """One that Twisted would not come to an end with is refused."""
+    (tmp_path / "server.pem").write_text("".join(pem()))
+    (tmp_path / "root.pem").write_text(pem()[1])
+    reason = "a self-signed certificate without its key: leave it out"
+    with pytest.raises(ValueError, match=re.escape(f"'tls:{tmp_path}:0': {reason}")):
+        HelloEndpoint(MemoryReactorClock(), f"tls:{tmp_path}:0")
+
+
+@passesX509
+@pytest.mark.usefixtures("tlsEndpoints")
+def test_certificate_that_is_refused(tmp_path: Path, keyFile: str) -> None:
+    """What OpenSSL would refuse for each client that asks for it is refused at the start."""
+    (tmp_path / "weak.pem").write_text("".join(pem(1024)))
+    for endpoint in (f"tls:{tmp_path}:0", f"ssl:0:privateKey={tmp_path}/weak.pem"):
+        with pytest.raises(ValueError, match=re.escape(f"{endpoint!r}: TLS: ee key too small")):
+            HelloEndpoint(MemoryReactorClock(), endpoint)
+
+
+@passesX509
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "No such file or directory: "),
+        ("hello", "no DH PARAMETERS in PEM format: "),
+        (DH_PARAMETERS.replace("MII", "MIJ"), "TLS: "),
+    ],
+    ids=["missing", "no PEM", "broken"],
+)
+def test_parameters(tmp_path: Path, keyFile: str, content: str | None, reason: str) -> None:
+    """A file of Diffie-Hellman parameters is read at the start as well."""
+    if content:
+        (tmp_path / "dh.pem").write_text(content)
+    path = f"{tmp_path}/dh.pem"
+    with pytest.raises(ValueError, match=re.escape(f"dhParameters={path}': {reason}")):
+        HelloEndpoint(MemoryReactorClock(), f"ssl:0:privateKey={keyFile}:dhParameters={path}")
+
+
+@passesX509
+def test_file_that_becomes_unreadable(tmp_path: Path, keyFile: str) -> None:
+    """What was read at the start is not read again: --uid or --chroot may put it out of reach."""
+    path = tmp_path / "dh.pem"
+    path.write_text(DH_PARAMETERS)
+    reactor = MemoryReactorClock()
+    endpoint = HelloEndpoint(reactor, f"ssl:0:privateKey={keyFile}:dhParameters={path}")
+    path.unlink()
+    endpoint.listen(HelloFactory())
+    [(_, _, context, backlog, _)] = reactor.sslServers
+    assert context.getContext()
+    assert backlog == BACKLOG
 
 
 def test_taking_over() -> None:

@@ -18,6 +18,7 @@ from twisted.internet.protocol import Factory
 from zope.interface import implementer
 
 from hello_listen._inherited import InheritedSockets
+from hello_listen._tls import TLSReactor, checkCertificates, checkFiles
 from hello_listen._unix import UNIXReactor, UNIXSocket
 from hello_listen.accepting import HelloPort
 from hello_listen.connection import printable
@@ -97,8 +98,6 @@ class HelloEndpoint:
                 import_module("OpenSSL")
             self._endpoint = _parse(inner, reactor)
             self.descriptors: list[int] = getattr(self._endpoint, "descriptors", [])
-            if re.match("tls:", inner, re.I):
-                _checkCertificates(inner)
         except Exception as error:
             reason = printable(parseReason(error))
             hint = _hint(prefix, inner, reactor) or knownTypes(reason)
@@ -207,13 +206,35 @@ class _StandardIOPort:
 
 
 def _parse(description: str, reactor: Any) -> Any:
-    """Return an endpoint, with the longest accept queue unless the description gives a length."""
-    kind, colon, arguments = description.partition(":")
+    """Return an endpoint."""
+    kind = description.partition(":")[0]
     if kind == "systemd":
         positional, named = _arguments(description)
         return InheritedSockets(*positional[1:], **named)
     if kind == "unix":
         reactor = UNIXReactor()
+    if kind.lower() in ("ssl", "tls"):
+        return _parseTLS(kind.lower(), description, reactor)
+    return _withBacklog(description, reactor)
+
+
+def _parseTLS(kind: str, description: str, reactor: Any) -> Any:
+    """Return an endpoint with TLS, whose files OpenSSL accepts."""
+    positional, named = _arguments(description)
+    if kind == "tls":
+        for path in [named["path"]] if "path" in named else positional[1:2]:
+            checkCertificates(Path(path))
+        return _withBacklog(description, reactor)
+    checkFiles(named)
+    standIn = TLSReactor(reactor)
+    endpoint = _withBacklog(description, standIn)
+    standIn.makeContext(endpoint)
+    return endpoint
+
+
+def _withBacklog(description: str, reactor: Any) -> Any:
+    """Let Twisted parse a description, with the longest accept queue unless it gives a length."""
+    kind, colon, arguments = description.partition(":")
     if kind.lower() in ("tcp", "tcp6", "unix", "ssl", "tls"):
         # Twisted keeps the last of repeated keywords, so the user's backlog= wins.
         with suppress(Exception):
@@ -231,15 +252,6 @@ def _arguments(text: str) -> tuple[list[str], dict[str, str]]:
         else:
             positional.append(re.sub(r"\\(.)", r"\1", argument))
     return positional, named
-
-
-def _checkCertificates(description: str) -> None:
-    """Raise a L{ValueError} unless a C{tls:} endpoint has a certificate to show."""
-    positional, named = _arguments(description)
-    path = Path(named.get("path") or positional[1])
-    files = path.rglob("*.pem") if path.is_dir() else [path]
-    if not any(b"-----BEGIN CERTIFICATE" in file.read_bytes() for file in files):
-        raise ValueError(f"no certificate in any .pem file: {str(path)!r}")
 
 
 def _hint(prefix: str, description: str, reactor: Any) -> str:

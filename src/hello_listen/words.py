@@ -47,6 +47,8 @@ def parseReason(error: Exception) -> str:
     """
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename!r}"
+    if type(error).__module__.startswith("OpenSSL"):
+        return "TLS: " + ", ".join(reason for *_, reason in error.args[0] if reason)
     text = str(error)
     for pattern, words in _REASONS:
         if re.fullmatch(pattern, text, re.DOTALL):
