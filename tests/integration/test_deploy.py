@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from logs import recorded
+from logs import recorded, untilWritten
 from processes import (
     DEPLOY,
     LOOPBACK,
@@ -115,6 +115,25 @@ def test_canary(start: Start, tmp_path: Path) -> None:
     assert len(shown["endpoints"]) == len(ports)
     assert "Connections: 12, recorded: 10, summarized: 2, lost: 0" in server.stop()
     assert len(recorded(tmp_path / "connections.jsonl")) == 10
+
+
+def test_rotation(hello: Start, tmp_path: Path) -> None:
+    """logrotate renames the log, and the next connection makes a new one."""
+    log = tmp_path / "connections.jsonl"
+    server = hello("-e", LOOPBACK, "-l", log)
+    port = server.port()
+    untilEnd(("127.0.0.1", port))
+    untilWritten(log, 1)
+    rules = tmp_path / "rotation"
+    rules.write_text(deployed("logrotate/hello-listen", ("/var/log/hello-listen", str(tmp_path))))
+    rotated = run(tool("logrotate"), "-f", "-s", tmp_path / "state", rules)
+    assert (rotated.returncode, rotated.stderr) == (0, "")
+    assert not log.exists()
+    untilEnd(("127.0.0.1", port))
+    untilWritten(log, 1)
+    server.stop()
+    assert [each["sequence"] for each in recorded(tmp_path / "connections.jsonl.1")] == [1]
+    assert [each["sequence"] for each in recorded(log)] == [2]
 
 
 @pytest.mark.parametrize("unit", UNITS)
