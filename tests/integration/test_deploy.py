@@ -123,7 +123,7 @@ def test_rotation(hello: Start, tmp_path: Path) -> None:
     server = hello("-e", LOOPBACK, "-l", log)
     port = server.port()
     untilEnd(("127.0.0.1", port))
-    untilWritten(log, 1)
+    untilWritten(log, 2)
     rules = tmp_path / "rotation"
     rules.write_text(deployed("logrotate/hello-listen", ("/var/log/hello-listen", str(tmp_path))))
     rotated = run(tool("logrotate"), "-f", "-s", tmp_path / "state", rules)
