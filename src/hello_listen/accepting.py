@@ -238,7 +238,14 @@ class HelloPort(FileDescriptor):
         try:
             protocol = self._factory.buildProtocol(peer)
             if type(protocol) is HelloProtocol:
-                self._serveInPlace(protocol, connection, peer)
+                host = self._host or _address(connection.getsockname())
+                transport = InPlaceTransport(protocol, connection, peer, host, self._adopt)
+                protocol.makeConnection(transport)
+                if transport.disconnecting:
+                    transport.protocol = None  # Left in a cycle, both would wait for the collector.
+                    protocol.connectionLost(connectionDone)
+                else:
+                    transport.handOver()
             elif protocol is not None:
                 self._adopt(protocol, connection, peer)
         except BaseException as error:
@@ -251,19 +258,6 @@ class HelloPort(FileDescriptor):
                 establish(self._hello, peer, host, error="failed")
         finally:
             connection.close()
-
-    def _serveInPlace(
-        self, protocol: HelloProtocol, connection: socket.socket, peer: IAddress
-    ) -> None:
-        """Connect a protocol to a transport of our own, and end the connection if it hangs up."""
-        host = self._host or _address(connection.getsockname())
-        transport = InPlaceTransport(protocol, connection, peer, host, self._adopt)
-        protocol.makeConnection(transport)
-        if transport.disconnecting:
-            connection.close()
-            protocol.connectionLost(connectionDone)
-        else:
-            transport.handOver()
 
     def _adopt(self, protocol: Any, connection: socket.socket, peer: IAddress) -> None:
         """Have the reactor connect a protocol, or do so here if the client has reset."""

@@ -164,23 +164,22 @@ class Connection:
     def json(self) -> str:
         """Return the fields as one line of ASCII JSON, without its end."""
         client, server = self.client, self.server
-        plain = self.proxy is None and self.error is None
         if (
-            plain
+            self.proxy is None
+            and self.error is None
             and type(client) is IPv4Address
             and type(server) is IPv4Address
             # Twisted's own haproxy: takes any text for a host.
             and not client.host.strip(_DOTTED)
-            and not server.host.strip(_DOTTED)
             and type(client.port) is int
-            and type(server.port) is int
+            and (end := _plainEnd(server.host, server.port))
         ):
             # What json.dumps would give, in 2 instead of 14 µs.
+            kind = "tcp" if client.type == "TCP" else "udp"
             return (
                 f'{{"timestamp": "{timestamp(self.time)}", "message": "{MESSAGE}", '
-                f'"network.transport": "{client.type.lower()}", "network.type": "ipv4", '
-                f'"client.address": "{client.host}", "client.port": {client.port}, '
-                f'"server.address": "{server.host}", "server.port": {server.port}}}'
+                f'"network.transport": "{kind}", "network.type": "ipv4", '
+                f'"client.address": "{client.host}", "client.port": {client.port}, {end}'
             )
         return dumps(self.fields())
 
@@ -203,6 +202,14 @@ def known(fields: dict[str, str | int | None]) -> dict[str, str | int]:
 def asciiText(text: str) -> str:
     """Escape what is not ASCII: a log in another encoding than UTF-8 would drop the whole line."""
     return text.encode("ascii", "backslashreplace").decode("ascii")
+
+
+@lru_cache(maxsize=100, typed=True)
+def _plainEnd(host: str, port: int) -> str:
+    """Return the end of a record whose server's host is IPv4 and whose port is a number, or ''."""
+    if host.strip(_DOTTED) or type(port) is not int:
+        return ""
+    return f'"server.address": "{host}", "server.port": {port}}}'
 
 
 def timestamp(seconds: float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from time import time
 from typing import TYPE_CHECKING, Any
 
+from twisted.internet.address import IPv4Address
 from twisted.internet.interfaces import IAddress, ITransport
 from twisted.internet.protocol import Protocol, ServerFactory
 from twisted.logger import Logger
@@ -46,8 +47,12 @@ class HelloProtocol(Protocol):
         """Report both ends of the connection, and hang up even if that fails."""
         transport = self.transport
         try:
-            facts = getattr(transport, "facts", None) or {}
-            self.factory.established(transport.getPeer(), transport.getHost(), **facts)
+            peer, host = transport.getPeer(), transport.getHost()
+            facts = getattr(transport, "facts", None)
+            if facts is None:
+                self.factory.established(peer, host)
+            else:
+                self.factory.established(peer, host, **facts)
         finally:
             transport.loseConnection()
 
@@ -113,8 +118,8 @@ class HelloFactory(ServerFactory):
         self.connections += 1
         connection = Connection(
             time() if accepted is None else accepted,
-            unmapped(client),
-            unmapped(server),
+            client if type(client) is IPv4Address else unmapped(client),
+            server if type(server) is IPv4Address else unmapped(server),
             proxy and unmapped(proxy),
             error,
             extensions,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from io import BytesIO
 from socket import MSG_DONTWAIT, socket
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from twisted.internet.interfaces import (
     IAddress,
@@ -30,6 +30,7 @@ class InPlaceTransport:
     transport has, and where it does not hang up.
 
     @ivar disconnecting: whether the protocol has hung up.
+    @ivar protocol: the protocol, until the connection has ended.
     """
 
     facts: ClassVar[None] = None
@@ -53,7 +54,7 @@ class InPlaceTransport:
         @param host: the address that the client reached.
         @param adopt: hands the connection to the reactor, which connects another protocol to it.
         """
-        self._protocol = protocol
+        self.protocol: Protocol | None = protocol
         self._connection = connection
         self._peer = peer
         self._host = host
@@ -108,7 +109,7 @@ class InPlaceTransport:
         @return: the reactor's transport.
         """
         if self._reactors is None:
-            relay = _Relay(self._protocol)
+            relay = _Relay(cast(Protocol, self.protocol))
             self._adopt(relay, self._connection, self._peer)
             self._reactors = relay.transport
         return self._reactors
