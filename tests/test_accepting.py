@@ -179,6 +179,32 @@ def test_slices(serve: Serve) -> None:
     assert all(map(ended, clients))
 
 
+def test_page_one_at_a_time() -> None:
+    """Of another factory's clients, such as the page's, one is accepted in a turn."""
+    built: list[Any] = []
+
+    class Recording(Protocol):
+        """A protocol that is remembered."""
+
+        def connectionMade(self) -> None:
+            built.append(self)
+
+    factory = Factory.forProtocol(Recording)
+    twisted = tcp.Port(0, factory, 50, "127.0.0.1", reactor)
+    twisted.startListening()
+    port = HelloPort(twisted.fileno(), factory, None, reactor, twisted)
+    address: Any = port.getHost()
+    clients = [socket.create_connection(("127.0.0.1", address.port)) for _ in range(3)]
+    for number in range(1, 4):
+        port.doRead()
+        assert len(built) == number
+    for client, protocol in zip(clients, built, strict=True):
+        protocol.transport.abortConnection()
+        client.close()
+    stopped = port.stopListening()
+    until(lambda: stopped.called)
+
+
 def test_not_in_place(serve: Serve, tmp_path: Path) -> None:
     """Whoever brings another factory or protocol gets a transport of the reactor's."""
 

@@ -36,9 +36,9 @@ from hello_listen.status import Facts, StatusResource, Tally
 from hello_listen.status import site as siteModule
 from hello_listen.status.site import (
     MAX_CONNECTIONS,
-    MAX_CONNECTIONS_PER_ADDRESS,
+    MAX_CONNECTIONS_PER_CLIENT,
     MAX_REQUEST,
-    PATIENCE,
+    REQUEST_TIMEOUT,
     StatusSite,
 )
 from hello_listen.status.snapshot import MAX_AGE
@@ -552,31 +552,106 @@ def test_other_sites(site: str, mode: str, dest: str, answered: int) -> None:
         assert ask(resource, path, **headers)[0].status == answered
 
 
-@pytest.mark.parametrize(
-    ("version", "hosts", "answered"),
-    [("1.1", [], 400), ("1.1", ["localhost"] * 2, 400), ("1.0", [], 200), ("1.1", ["\xff"], 403)],
-)
-def test_host_header(version: str, hosts: list[str], answered: int) -> None:
-    """HTTP/1.1 has one Host (RFC 9112, 3.2); whatever it holds, nothing is logged."""
-    client = HTTP(StatusSite(status()[0], Clock()))
+class Turns(Clock):
+    """A clock whose turns end, as a reactor's do, before what was called meanwhile is due."""
+
+    def turn(self) -> None:
+        """Call what is due now."""
+        for call in [call for call in self.calls if call.getTime() <= self.seconds()]:
+            self.calls.remove(call)
+            call.called = 1
+            call.func(*call.args, **call.kw)
+
+
+def site() -> tuple[StatusSite, Turns]:
+    """Return a site, and the clock that it goes by."""
+    clock = Turns()
+    return StatusSite(status()[0], clock), clock
+
+
+REQUEST = "GET / HTTP/1.1", "Host: localhost", ""
+
+
+def test_turns() -> None:
+    """However many requests clients send at once, one is answered in a turn of the reactor."""
+    served, clock = site()
+    clients = [HTTP(served) for _ in range(3)]
+    for client in clients:
+        client.send(*(300 * REQUEST)[:-1])
+    for turn in range(1, 10):
+        clock.turn()
+        answers = [client.answers() for client in clients]
+        assert sum(answers) == turn
+        assert max(answers) - min(answers) <= 1
+    clients[0].protocol.connectionLost(Failure(ConnectionDone()))
+    for _ in range(2 * 300 + 1):
+        clock.turn()
+    assert [client.answers() for client in clients] == [3, 300, 300]
+
+
+ODD = {
+    "host": ("GET / HTTP/1.1", "Host: \xff"),
+    "no host": ("GET / HTTP/1.1",),
+    "old version": ("GET / HTTP/1.0",),
+    "two hosts": ("GET / HTTP/1.1", "Host: localhost", "Host: localhost"),
+    "NUL in the host": ("GET / HTTP/1.1", "Host: local\0host"),
+    "NUL in the path": ("GET /\0 HTTP/1.1", "Host: localhost"),
+    "other host in the path": ("GET http://attacker.example/ HTTP/1.1", "Host: localhost"),
+    "header": ("GET / HTTP/1.1", "Host: localhost", "X\xff: \xfe"),
+    "method": ("\xff / HTTP/1.1", "Host: localhost"),
+    "version": ("GET / HTTP/9.9", "Host: localhost"),
+    "percent": ("GET /%zz%ff%00 HTTP/1.1", "Host: localhost"),
+    "length": ("GET / HTTP/1.1", "Host: localhost", f"Content-Length: {'9' * 5000}"),
+    "next length": (*REQUEST, "GET / HTTP/1.1", f"Content-Length: {'9' * 5000}"),
+    "chunk": ("GET / HTTP/1.1", "Host: localhost", "Transfer-Encoding: chunked", "", "zz"),
+    "header that is too long": ("GET / HTTP/1.1", f"X: {'y' * 20_000}"),
+    "too many headers": ("GET / HTTP/1.1", *["X: y"] * 1000),
+    "form": (
+        "POST / HTTP/1.1", "Host: localhost", "Content-Type: multipart/form-data; boundary=\xff",
+        "Content-Length: 9", "", "123456789",
+    ),
+    "TLS": ("\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03",),
+    "HEAD of nothing": ("HEAD /nowhere HTTP/1.1", "Host: localhost"),
+}  # fmt: skip
+"""Requests that something is wrong with."""
+
+ANSWERS = {
+    "host": b"403", "old version": b"200", "other host in the path": b"403", "percent": b"404",
+    "HEAD of nothing": b"404", "form": b"405", "length": b"", "next length": b"200",
+    "header that is too long": b"",
+}  # fmt: skip
+"""How they are answered; the others with 400."""
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_requests(name: str) -> None:
+    """Whatever a client sends, it is answered or dropped, and no line is logged."""
+    served, clock = site()
+    client = HTTP(served)
     with capturedLogs() as events:
-        client.send(f"GET / HTTP/{version}", *(f"Host: {host}" for host in hosts))
-        client.site.clock.advance(0)
-    assert client.response()[0].status == answered
+        client.send(*ODD[name])
+        clock.advance(0)
+        clock.advance(REQUEST_TIMEOUT)
+    assert client.transport.value()[9:12] == ANSWERS.get(name, b"400")
+    assert client.transport.disconnected or client.transport.disconnecting
     assert events == []
 
 
-def site() -> tuple[StatusSite, Clock]:
-    """Return a site, and the clock that it goes by."""
-    clock = Clock()
-    return StatusSite(status()[0], clock), clock
+@pytest.mark.parametrize("target", ["http://localhost", "HTTPS://localhost:80/", "http://[::1]?x"])
+def test_absolute_form(target: str) -> None:
+    """A request may name the host before the path, as to a proxy; that name counts."""
+    response, _ = ask(status()[0], target, host="attacker.example")
+    assert (response.status, response.getheader("Content-Type")) == (
+        200,
+        "text/html; charset=utf-8",
+    )
 
 
 def test_slow_requests() -> None:
     """A client that drips its request is dropped after a while."""
     served, clock = site()
     slow = HTTP(served)
-    for _ in range(PATIENCE):
+    for _ in range(REQUEST_TIMEOUT):
         assert not slow.transport.disconnected
         slow.protocol.dataReceived(b"G")
         clock.advance(1)
@@ -585,23 +660,71 @@ def test_slow_requests() -> None:
 
 def test_step_of_the_clock(stepping: Stepping, monkeypatch: pytest.MonkeyPatch) -> None:
     """A slow client is dropped in time, though the system's clock is set back meanwhile."""
-    monkeypatch.setattr(siteModule, "PATIENCE", 0.05)
+    monkeypatch.setattr(siteModule, "REQUEST_TIMEOUT", 0.05)
     slow = HTTP(StatusSite(status()[0], stepping))
     stepping.step = -HOUR
     stepping.until(lambda: slow.transport.disconnected)
 
 
-def test_patience_anew() -> None:
+def test_time_limit_starts_again() -> None:
     """A client that asks again and again stays, on one connection."""
     served, clock = site()
     client = HTTP(served)
     for path in ("/", "/healthz") * 5:
         assert client.ask(path)[0].status == 200
-        clock.advance(PATIENCE - 1)
+        clock.advance(REQUEST_TIMEOUT - 1)
     assert not client.transport.disconnected
     client.transport.loseConnection()
     client.protocol.connectionLost(Failure(ConnectionDone()))
-    client.protocol.write(b"too late")
+    assert not served.protocols
+    assert not clock.getDelayedCalls()
+
+
+def test_answers_that_are_not_taken() -> None:
+    """A client that takes no answers gets no more of them, and is dropped after a while."""
+    served, clock = site()
+    client = HTTP(served)
+    client.transport.takes = False
+    client.send(*(600 * REQUEST)[:-1])
+    for _ in range(600):
+        clock.advance(0)
+    assert 2 <= client.answers() < 30
+    assert client.transport.unsent < 2**20
+    clock.advance(REQUEST_TIMEOUT - 1)
+    assert not client.transport.disconnected
+    clock.advance(1)
+    assert client.transport.disconnected
+
+
+def test_answers_that_are_taken_late() -> None:
+    """Once a client has taken its answers, it gets the next, and all the time for it."""
+    served, clock = site()
+    client = HTTP(served)
+    client.transport.takes = False
+    client.send(*(600 * REQUEST)[:-1])
+    for _ in range(600):
+        clock.advance(0)
+    before = client.answers()
+    clock.advance(REQUEST_TIMEOUT - 1)
+    client.transport.take()
+    clock.turn()
+    assert client.answers() == before + 1
+    clock.advance(REQUEST_TIMEOUT - 1)
+    assert not client.transport.disconnected
+
+
+def test_end_of_a_client_that_takes_nothing() -> None:
+    """A connection that is lost before its answers were taken leaves nothing behind."""
+    served, clock = site()
+    client = HTTP(served)
+    client.transport.takes = False
+    client.send(*(600 * REQUEST)[:-1])
+    for _ in range(600):
+        clock.advance(0)
+    client.transport.producer.stopProducing()
+    client.protocol.connectionLost(Failure(ConnectionAborted()))
+    client.transport.take()
+    clock.advance(0)
     assert not served.protocols
     assert not clock.getDelayedCalls()
 
@@ -616,98 +739,64 @@ def test_name() -> None:
     assert site()[0].logPrefix() == "Status page"
 
 
-def test_many_clients() -> None:
-    """However many clients are slow, another is answered; the one answered least lately goes."""
-    served, _ = site()
-    viewer = HTTP(served)
-    slow = [HTTP(served, f"192.0.2.{n}") for n in range(MAX_CONNECTIONS - 1)]
+def lost(clients: list[HTTP]) -> list[HTTP]:
+    """Take those that were dropped out of a list of clients, and return them."""
+    gone = [client for client in clients if client.transport.disconnected]
+    for client in gone:
+        client.protocol.connectionLost(Failure(ConnectionAborted()))
+        clients.remove(client)
+    return gone
+
+
+def test_places_of_a_client() -> None:
+    """However many connections one client makes, and whether it asks or not, others have places."""
+    served, clock = site()
+    viewer = HTTP(served, "192.0.2.7")
     assert viewer.ask()[0].status == 200
-    for n in range(MAX_CONNECTIONS - 1):
-        slow.append(HTTP(served, f"198.51.100.{n}"))
-        gone = slow.pop(0)
-        assert gone.transport.disconnected
-        gone.protocol.connectionLost(Failure(ConnectionAborted()))
-    assert viewer.ask()[0].status == 200
-    assert len(served.protocols) == MAX_CONNECTIONS
-
-
-def test_clients_of_one_address() -> None:
-    """One address cannot take all places: it loses its own connections, and others keep theirs."""
-    served, _ = site()
-    viewers = [HTTP(served, f"192.0.2.{n}") for n in range(9)]
-    own = [HTTP(served, "203.0.113.7") for _ in range(MAX_CONNECTIONS_PER_ADDRESS)]
-    assert own[0].ask()[0].status == 200
-    for gone in own[1:]:
-        own.append(HTTP(served, "203.0.113.7"))
-        assert gone.transport.disconnected
-        gone.protocol.connectionLost(Failure(ConnectionAborted()))
-    assert not own[0].transport.disconnected
-    for viewer in viewers:
-        assert viewer.ask()[0].status == 200
-
-
-class Turns(Clock):
-    """A clock on which what is called later comes a turn later, as in a reactor."""
-
-    def callLater(self, when: float, what: Any, *arguments: Any, **named: Any) -> Any:
-        """Call something later."""
-        return super().callLater(max(when, 0.001), what, *arguments, **named)
-
-    def turn(self, count: int = 1) -> None:
-        """Let so many turns pass."""
-        self.pump([0.001] * count)
-
-
-def test_pipelined_requests() -> None:
-    """However many requests come at once, one is answered in a turn."""
-    clock = Turns()
-    served = StatusSite(status()[0], clock)
-    client = HTTP(served)
-    request = ["GET /healthz HTTP/1.1", "Host: localhost", ""]
-    client.send(*request * 100)
-    for number in range(101):
-        assert client.answers() == number
+    attacker = [HTTP(served) for _ in range(MAX_CONNECTIONS)]
+    for number in range(MAX_CONNECTIONS):
+        attacker.append(HTTP(served))
+        if number % 2:
+            attacker[-1].send(*REQUEST[:-1])
         clock.turn()
-    assert client.answers() == 100
+    lost(attacker)
+    assert len(attacker) == MAX_CONNECTIONS_PER_CLIENT
+    free = MAX_CONNECTIONS - MAX_CONNECTIONS_PER_CLIENT
+    others = [HTTP(served, f"192.0.2.{number}") for number in range(free + 9)]
+    assert len(served.protocols) == MAX_CONNECTIONS
+    assert len(lost(attacker)) == 10
+    assert not lost([viewer, *others])
+    for each in (viewer, *others):
+        assert each.ask()[0].status == 200
 
 
-@pytest.mark.parametrize("told", [True, False])
-def test_pipelined_requests_of_who_hung_up(told: bool) -> None:
-    """They are answered no more."""
-    clock = Turns()
-    client = HTTP(StatusSite(status()[0], clock))
-    client.send(*["GET /healthz HTTP/1.1", "Host: localhost", ""] * 10)
+def test_whose_connection_is_dropped() -> None:
+    """Of one client, that is who waits longest without a request, then who was answered most."""
+    served, clock = site()
+    first, second = HTTP(served), HTTP(served)
+    rest = [HTTP(served) for _ in range(MAX_CONNECTIONS_PER_CLIENT - 2)]
+    assert first.ask()[0].status == 200
+    everybody = [first, second, *rest, HTTP(served)]
+    assert lost(everybody) == [second]
+    for each in everybody:
+        each.send(*(2 * REQUEST)[:-1])
     clock.turn()
-    if told:
-        client.transport.producer.stopProducing()
-    client.protocol.connectionLost(Failure(ConnectionDone()))
-    clock.turn()
-    assert client.answers() == 1
+    newcomer = HTTP(served)
+    assert lost([*everybody, newcomer]) == [first]
+    newcomer.send(*REQUEST[:-1])
+    for _ in range(2 * MAX_CONNECTIONS_PER_CLIENT):
+        clock.advance(0)
+    assert newcomer.answers() == 1
 
 
-def test_client_that_reads_nothing() -> None:
-    """It gets what fits into the buffers, waits, and is dropped; one that reads on is served."""
-    for takes in (False, True):
-        clock = Turns()
-        served = StatusSite(status()[0], clock)
-        client = HTTP(served)
-        client.transport.takes = False
-        for _ in range(10):
-            client.send(*["GET /style.css HTTP/1.1", "Host: localhost", ""] * 20)
-            clock.turn(30)
-        waiting = client.answers()
-        assert client.transport.unsent < 2 * client.transport.bufferSize
-        clock.advance(PATIENCE - 1)
-        if takes:
-            client.transport.take()
-            clock.turn()
-            assert client.answers() == waiting + 1
-            clock.advance(PATIENCE - 1)
-            assert not client.transport.disconnected
-        else:
-            clock.advance(1)
-            assert client.transport.disconnected
-            assert client.answers() == waiting
+def test_newcomer_is_dropped() -> None:
+    """Where all of a client's connections wait for their first answer, the newest one goes."""
+    served, _ = site()
+    waiting = [HTTP(served) for _ in range(MAX_CONNECTIONS_PER_CLIENT)]
+    for each in waiting:
+        each.send(*REQUEST[:-1])
+    newcomer = HTTP(served)
+    assert lost([*waiting, newcomer]) == [newcomer]
 
 
 def test_long_requests() -> None:
@@ -748,7 +837,15 @@ def test_host_names() -> None:
 
 
 @pytest.mark.parametrize(
-    ("host", "warns"), [("127.0.0.1", 0), ("::1", 0), ("0.0.0.0", 1), ("fe80::1%lo", 1), (None, 0)]
+    ("host", "warns"),
+    [
+        ("127.0.0.1", 0),
+        ("::1", 0),
+        ("::ffff:127.0.0.1", 0),
+        ("0.0.0.0", 1),
+        ("fe80::1%lo", 1),
+        (None, 0),
+    ],
 )
 def test_warning(host: str | None, warns: int) -> None:
     """Where other machines reach the page, that is said once."""
@@ -769,6 +866,18 @@ def test_warning(host: str | None, warns: int) -> None:
     with capturedLogs() as events:
         service.privilegedStartService()
     assert sum("open to other machines" in (formatEvent(event) or "") for event in events) == warns
+
+
+def test_series_from_the_start() -> None:
+    """A server that listens counts from 0 before anybody asks, so that none takes its series."""
+    reactor = MemoryReactorClock()
+    options = Options(reactor)
+    options.parseOptions(["-e", "tcp:1", "--status", "tcp:2"])
+    service: Any = makeService(options, reactor)
+    service.privilegedStartService()
+    reactor.run()
+    [tally] = [each for each in service.factory.observers if isinstance(each, Tally)]
+    assert list(tally.facts().totals.values()) == [0]
 
 
 @pytest.mark.parametrize("refused", [1, 2])

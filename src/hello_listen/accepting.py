@@ -99,6 +99,8 @@ class HelloPort(FileDescriptor):
         self._listener.setblocking(False)
         self._factory = factory
         self._hello = hello
+        # Whoever asks for the status page must not delay the others.
+        self._slice = SLICE if hello else 1
         self._port = port
         self._proxied = proxied
         self._pending = pendingHeaders(reactor)
@@ -157,7 +159,7 @@ class HelloPort(FileDescriptor):
         @return: an error where the socket listens no more: the reactor then closes this port.
         """
         try:
-            for number in range(SLICE):
+            for number in range(self._slice):
                 try:
                     if self._spare is None and self._adopts:
                         self._spare = self._listener.dup()

@@ -15,7 +15,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from hello_listen._clock import monotonicClock
-from hello_listen.connection import addressText
+from hello_listen.connection import addressText, unmapped
 from hello_listen.endpoint import HelloEndpoint, ListenError, SeveralPorts
 from hello_listen.protocol import HelloFactory
 from hello_listen.proxied import pendingHeaders
@@ -162,13 +162,12 @@ class HelloService(Service):
         endpoint, factory = self._endpoints[number]
         port: Any = await endpoint.listen(factory)
         self._ports[number] = port.ports if isinstance(port, SeveralPorts) else [port]
+        addresses = [each.getHost() for each in self._ports[number]]
         what = "Listening" if factory is self.factory else "Status"
-        for each in self._ports[number]:
-            host = each.getHost()
-            _log.info("{what} on {address}", what=what, address=addressText(host))
-            if what == "Status" and not _isLocal(host):
-                text = "The status page is open to other machines: every address is shown there"
-                _log.warn(text)
+        for address in addresses:
+            _log.info("{what} on {address}", what=what, address=addressText(address))
+        if what == "Status" and not all(map(_isLocal, addresses)):
+            _log.warn("The status page is open to other machines: every address is shown there")
 
     def _failsLater(self, _: object, failures: list[Failure]) -> None:
         """Tell why an attempt failed after the start, unless the service stopped meanwhile."""
@@ -213,9 +212,8 @@ class HelloService(Service):
 
 def _isLocal(address: IAddress) -> bool:
     """Say whether only this machine reaches an address."""
-    if isinstance(address, (IPv4Address, IPv6Address)):
-        return ip_address(address.host).is_loopback
-    return True
+    host = getattr(unmapped(address), "host", None)
+    return host is None or ip_address(host).is_loopback
 
 
 def _describe(endpoint: IStreamServerEndpoint) -> str:

@@ -210,6 +210,7 @@ def makeService(options: Options, reactor: Any = None) -> IService:
         tally = Tally()
         service.factory.observers += (tally,)
         resource = StatusResource(tally, service, log, options["status-hosts"])
+        service.reactor.callWhenRunning(resource.snapshots.expectServers)
         service.serveStatus(options["status"], StatusSite(resource, service.reactor))
     endpoints = [*options["endpoints"], *filter(None, [options["status"]])]
     warnOfUnserved([number for endpoint in endpoints for number in endpoint.descriptors])

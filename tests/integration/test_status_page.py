@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import select
 import signal
 import socket
 import struct
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from http.client import HTTPConnection
+from itertools import chain
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 
 from browser import Browser, Page
+from crowd import Crowd
+from logs import recorded
 from processes import (
     LOOPBACK,
     PATIENCE,
@@ -23,6 +29,7 @@ from processes import (
     Start,
     curl,
     freePort,
+    isKnown,
     makeCertificate,
     needTLS,
     run,
@@ -154,6 +161,126 @@ def test_slow_clients(hello: Start) -> None:
         server.connections(1)
         assert get(status)[0] == 200
     assert "Traceback" not in server.stop()
+
+
+class Pipeline(threading.Thread):
+    """Clients that send 32 kB of requests at once, and more as long as they are answered."""
+
+    def __init__(self, port: int, count: int, reads: bool = True) -> None:
+        """Connect so many clients; they may leave their answers where they are."""
+        super().__init__(daemon=True)
+        self._poll = select.epoll()
+        self._reads = reads
+        self._enough = threading.Event()
+        self.answers = 0
+        self.ended = 0
+        self._clients: dict[int, socket.socket] = {}
+        for number in range(count):
+            client = socket.socket()
+            # Little is under way before the server has to keep it.
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**20 if reads else 4096)
+            client.bind((f"127.0.0.{2 + number}", 0))
+            client.connect(("127.0.0.1", port))
+            client.setblocking(False)
+            self._clients[client.fileno()] = client
+            self._poll.register(client, select.EPOLLOUT | (select.EPOLLIN if reads else 0))
+
+    def run(self) -> None:
+        """Send and receive until that is enough, or all connections are lost."""
+        requests = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n" * 900
+        left = dict.fromkeys(self._clients, requests[: 2**15])
+        while self._clients and not self._enough.is_set():
+            for number, events in self._poll.poll(0.1):
+                client = self._clients[number]
+                try:
+                    if events & (select.EPOLLERR | select.EPOLLHUP):
+                        raise ConnectionError
+                    if events & select.EPOLLIN:
+                        answers = client.recv(2**20).count(b"HTTP/1.1 200 OK")
+                        self.answers += answers
+                        left[number] += requests[: 37 * answers]
+                    if events & select.EPOLLOUT and left[number]:
+                        left[number] = left[number][client.send(left[number]) :]
+                except BlockingIOError:
+                    pass
+                except OSError:
+                    self.ended += 1
+                    self._clients.pop(number).close()
+        for client in self._clients.values():
+            client.close()
+        self._poll.close()
+
+    def end(self) -> None:
+        """Close what is still open."""
+        self._enough.set()
+        self.join(PATIENCE)
+
+
+def test_pipelined_requests(hello: Start) -> None:
+    """Clients that send many requests at once delay neither a connection nor a PROXY header."""
+    server = hello(
+        "-e", LOOPBACK, "-e", f"haproxy:{LOOPBACK}", "--status", LOOPBACK, "-l", "c.jsonl"
+    )
+    status, port, proxied = statusPort(server), server.port(), server.port()
+    attackers = Pipeline(status, 60)
+    attackers.start()
+    until(lambda: attackers.answers > 60)
+    crowds = [Crowd(("127.0.0.1", port)), Crowd(("127.0.0.1", proxied), proxied=True)]
+    for crowd in crowds:
+        crowd.start()
+    for crowd in crowds:
+        crowd.untilEnded(200)
+    assert get(status, "/healthz") == (200, "OK\n")
+    for crowd in crowds:
+        crowd.finish()
+    answers = attackers.answers
+    until(lambda: attackers.answers > answers)
+    assert "Traceback" not in server.stop()
+    attackers.end()
+    records = recorded(server.folder / "c.jsonl")
+    assert [record for record in records if "error.type" in record] == []
+    for crowd in crowds:
+        assert not crowd.failed
+    names = {(record["client.address"], record["client.port"]) for record in records}
+    assert names == set(crowds[0].answered) | set(crowds[1].answered)
+
+
+@pytest.mark.slow
+def test_answers_that_nobody_takes(hello: Start) -> None:
+    """Clients that never take an answer cost little memory, and are dropped."""
+    server = hello("-e", LOOPBACK, "--status", LOOPBACK)
+    status = statusPort(server)
+
+    def memory() -> int:
+        """Return the most KiB of memory that the server has had."""
+        text = Path(f"/proc/{server.pid}/status").read_text()
+        return int(re.findall(r"VmHWM:\s+(\d+) kB", text)[0])
+
+    assert get(status)[0] == 200
+    before = memory()
+    attackers = Pipeline(status, 20, reads=False)
+    attackers.start()
+    until(lambda: attackers.ended == 20)
+    assert memory() - before < 20 * 1024
+    attackers.end()
+    assert "Traceback" not in server.stop()
+
+
+def test_log_of_every_endpoint(hello: Start, tmp_path: Path) -> None:
+    """Twisted's own lines name no class of this package, whatever the endpoint."""
+    (tmp_path / "server.pem").write_text(makeCertificate(tmp_path))
+    secure = ["ssl:0:privateKey=server.pem:interface=127.0.0.1"]
+    if isKnown("tls:"):
+        secure.append("tls:server.pem:0:interface=127.0.0.1")
+    plain = [LOOPBACK, "unix:hello.sock", *secure]
+    endpoints = [*plain, *(f"haproxy:{each}".replace("hello.", "proxied.") for each in plain)]
+    arguments = chain.from_iterable(("-e", each) for each in endpoints)
+    server = hello(*arguments, "--status", secure[-1])
+    for _ in endpoints:
+        server.expect("Listening on ")
+    said = server.stop()
+    assert " starting on " in said
+    assert re.findall(r"\w*(?:Factory|Site|Protocol|HelloPort)\w*", said) == []
 
 
 def test_metrics_are_clean(hello: Start) -> None:

@@ -1,8 +1,12 @@
-"""An HTTP server whose slow clients keep nobody from being answered."""
+"""An HTTP server that bounds what each of its clients may take: time, bytes, places and turns."""
 
 from __future__ import annotations
 
+import re
+from collections import Counter, deque
 from collections.abc import Callable
+from io import BytesIO
+from operator import attrgetter
 from typing import Any
 
 from twisted.internet.interfaces import IProtocolNegotiationFactory, IPushProducer
@@ -13,34 +17,37 @@ from twisted.web.server import Request, Site
 from zope.interface import implementer
 
 from hello_listen._clock import monotonicClock
+from hello_listen.connection import clientIdentity, hostAndPort, network, unmapped
 
-PATIENCE = 10
-"""Seconds that a client has for a request, and for taking its answer."""
-
-MAX_CONNECTIONS = 64
-"""Most HTTP connections. For one more, the one that was answered least recently is dropped."""
-
-MAX_CONNECTIONS_PER_ADDRESS = 48
-"""The same for one address, so that no other client needs more than a free place."""
+REQUEST_TIMEOUT = 10
+"""Seconds a client has to send a request, and again to take the answer."""
 
 MAX_REQUEST = 2**15
-"""Bytes that a client may send for one answer."""
+"""Bytes a client may send for one answer."""
+
+MAX_CONNECTIONS = 64
+"""HTTP connections at once."""
+
+MAX_CONNECTIONS_PER_CLIENT = 48
+"""HTTP connections of one client at once. Whoever comes through the same proxy is one client."""
+
+_answers = attrgetter("answers")
 
 
 @implementer(IProtocolNegotiationFactory)
 class StatusSite(WrappingFactory):
     """
-    Serves a resource over HTTP, with timeouts and a client limit, and without an access log.
+    Serves a resource over HTTP, without an access log.
 
-    A connection gets at most one answer in a turn of the reactor, and none while the one before
-    does not fit into its buffers: for a client that reads nothing, 64 kB and one answer are kept.
+    In a turn of the reactor, one request of all clients is answered. A client is answered again
+    when it has taken the last answer, but for 64 KiB that Twisted buffers.
     """
 
     noisy = False
 
     def __init__(self, resource: Any, reactor: Any) -> None:
         """
-        Serve a resource.
+        Serve a resource, to L{MAX_CONNECTIONS} connections at once.
 
         @param resource: an L{IResource} to serve.
         @param reactor: an L{IReactorTime}.
@@ -48,6 +55,7 @@ class StatusSite(WrappingFactory):
         super().__init__(_Site(resource, reactor=reactor))
         self.protocol = _Client
         self.clock = monotonicClock(reactor)
+        self._queue: deque[_Client] = deque()
 
     def logPrefix(self) -> str:
         """Return what Twisted's log calls this factory."""
@@ -57,108 +65,177 @@ class StatusSite(WrappingFactory):
         """Return what TLS clients may choose (ALPN)."""
         return [b"http/1.1"]
 
+    def registerProtocol(self, p: _Client) -> None:
+        """
+        Add a connection, and drop one if there are too many, of the client that has the most.
+
+        That is the one that waits longest without having sent a request, or if all have, the one
+        that was answered most.
+
+        @param p: the connection.
+        """
+        super().registerProtocol(p)
+        name, count = Counter(each.name for each in self.protocols).most_common(1)[0]
+        if len(self.protocols) > MAX_CONNECTIONS or count > MAX_CONNECTIONS_PER_CLIENT:
+            its = [each for each in reversed(self.protocols) if each.name == name]
+            idle = [each for each in its if each.process is None and each is not p]
+            (idle[-1] if idle else max(its, key=_answers)).timeoutConnection()
+
+    def unregisterProtocol(self, p: _Client) -> None:
+        """
+        Remove a client.
+
+        @param p: the client's connection, which may have been removed when it was dropped.
+        """
+        self.protocols.pop(p, None)
+
+    def answerInTurn(self, client: _Client) -> None:
+        """
+        Have a client answered when those before it have been.
+
+        @param client: a client whose request is complete.
+        """
+        self._queue.append(client)
+        if len(self._queue) == 1:
+            self.clock.callLater(0, self._answerNext)
+
+    def _answerNext(self) -> None:
+        """Answer one request."""
+        client = self._queue.popleft()
+        if self._queue:
+            self.clock.callLater(0, self._answerNext)
+        client.answer()
+
 
 class _Client(ProtocolWrapper, TimeoutMixin):
-    """The connection of a client, dropped if it is slow or sends too much."""
+    """
+    The connection of a client, dropped if it is slow or sends too much.
+
+    @ivar name: who connected, as L{clientIdentity} tells clients apart.
+    @ivar answers: how many of its requests were answered.
+    @ivar process: answers the request that waits, or L{None}.
+    """
 
     factory: StatusSite
     transport: Any
-    isFull = False
-    _request: _Request | None = None
-    _received = 0
 
     def makeConnection(self, transport: Any) -> None:
-        self.host = getattr(transport.getPeer(), "host", None)
+        peer = unmapped(transport.getPeer())
+        self.name = clientIdentity(network(peer)[0], hostAndPort(peer)[0])
+        self._received = 0
+        self._takes = True
+        self.answers = 0
+        self.process: Callable[[], object] | None = None
         super().makeConnection(transport)
-        self.setTimeout(PATIENCE)
-        clients = list(self.factory.protocols)
-        neighbours = [client for client in clients if client.host == self.host]
-        if len(neighbours) > MAX_CONNECTIONS_PER_ADDRESS:
-            neighbours[0].timeoutConnection()
-        elif len(clients) > MAX_CONNECTIONS:
-            clients[0].timeoutConnection()
-
-    def registerProducer(self, producer: Any, streaming: bool) -> None:
-        super().registerProducer(_Flow(self, producer), streaming)
+        self.setTimeout(REQUEST_TIMEOUT)
 
     def dataReceived(self, data: bytes) -> None:
         self._received += len(data)
         if self._received > MAX_REQUEST:
             self.timeoutConnection()
         else:
-            super().dataReceived(data)
+            try:
+                super().dataReceived(data)
+            except Exception:
+                # Twisted's parser fails at some requests, such as one of 10**5000 bytes. No client
+                # may put a traceback into the log.
+                self.timeoutConnection()
 
-    def answerLater(self, request: _Request | None) -> None:
-        """Answer a request in a turn of its own, and once the client has taken what was before."""
-        self._request = request
-        if request is not None and not self.isFull:
-            self.factory.clock.callLater(0, self._answer)
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
+        super().registerProducer(_Answers(self, producer), streaming)
 
-    def resume(self) -> None:
-        """Go on, now that the client has taken what it was sent."""
-        self.isFull = False
-        self._renew()
-        self.answerLater(self._request)
+    def requestReceived(self, process: Callable[[], object]) -> None:
+        """
+        Answer a request when it is this client's turn.
+
+        @param process: answers it.
+        """
+        self.process = process
+        if self._takes:
+            self.factory.answerInTurn(self)
+
+    def answer(self) -> None:
+        """Answer the request, unless the connection was lost meanwhile."""
+        process, self.process = self.process, None
+        if process is not None:
+            self._received = 0
+            self.answers += 1
+            self.resetTimeout()
+            # Those that were answered longest ago come first.
+            del self.factory.protocols[self]
+            self.factory.protocols[self] = 1
+            process()
+
+    def answersTaken(self, taken: bool) -> None:
+        """
+        Wait until the client has taken what it was sent, or go on.
+
+        @param taken: C{False} if more than a little is still to be sent.
+        """
+        self._takes = taken
+        if taken:
+            self.resetTimeout()
+            if self.process is not None:
+                self.factory.answerInTurn(self)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self.setTimeout(None)
-        self._request = None
+        self.process = None
         super().connectionLost(reason)
 
     def timeoutConnection(self) -> None:
-        self._request = None
+        self.factory.unregisterProtocol(self)
+        self.process = None
         self.transport.abortConnection()
 
     def callLater(self, period: float, func: Callable[[], object]) -> Any:
         return self.factory.clock.callLater(period, func)
 
-    def _answer(self) -> None:
-        """Answer, unless the connection is lost by now."""
-        request, self._request = self._request, None
-        if request is not None:
-            request.answer()
-            if not self.isFull:
-                self._renew()
-
-    def _renew(self) -> None:
-        """Let the client have its time anew, and be the last to be dropped."""
-        self._received = 0
-        self.resetTimeout()
-        self.factory.unregisterProtocol(self)
-        self.factory.registerProtocol(self)
-
 
 @implementer(IPushProducer)
-class _Flow:
-    """Stands between a transport and what writes to it, so that the client knows if it is full."""
+class _Answers:
+    """Tells a client's connection and its HTTP channel whether the client takes the answers."""
 
-    def __init__(self, client: _Client, producer: IPushProducer) -> None:
+    def __init__(self, client: _Client, channel: Any) -> None:
         self._client = client
-        self._producer = producer
+        self._channel = channel
 
     def pauseProducing(self) -> None:
-        self._client.isFull = True
-        self._producer.pauseProducing()
+        self._client.answersTaken(False)
+        self._channel.pauseProducing()
 
     def resumeProducing(self) -> None:
-        self._producer.resumeProducing()
-        self._client.resume()
+        self._client.answersTaken(True)
+        self._channel.resumeProducing()
 
     def stopProducing(self) -> None:
-        self._producer.stopProducing()
+        self._channel.stopProducing()
 
 
 class _Request(Request):
     transport: Any
 
+    def gotLength(self, length: int | None) -> None:
+        self.content = BytesIO()  # Not a temporary file: MAX_REQUEST bounds it.
+
+    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
+        self.requestHeaders.removeHeader(b"content-type")  # Twisted would parse a form.
+        if absolute := re.match(rb"(?i)https?://([^/?]*)", path):  # RFC 9112, 3.2.2
+            self.requestHeaders.setRawHeaders(b"host", [absolute[1]])
+            path = b"/" + path[absolute.end() :].removeprefix(b"/")
+        super().requestReceived(command, path, version)
+
     def process(self) -> None:
         if self.path == b"*":  # Twisted would answer itself, with its version.
             self.path = b"/*"
-        self.transport.answerLater(self)
+        self.transport.requestReceived(super().process)
 
-    def answer(self) -> None:
-        """Answer now."""
-        super().process()
+    def processingFailed(self, reason: Failure) -> Failure:
+        if self.finished:  # It was the next request, at which Twisted's parser failed.
+            self.transport.timeoutConnection()
+            return reason
+        failed: Failure = super().processingFailed(reason)
+        return failed
 
 
 class _Site(Site):
@@ -166,4 +243,4 @@ class _Site(Site):
     requestFactory = _Request
 
     def log(self, request: Any) -> None:
-        """Leave the log to connections."""
+        """No access log."""
