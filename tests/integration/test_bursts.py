@@ -28,7 +28,6 @@ from processes import (
     load,
     run,
     silent,
-    slow,
     tool,
     until,
 )
@@ -85,8 +84,9 @@ def test_accept_queue(hello: Start) -> None:
     assert [backlog(server.port()) for _ in range(3)] == [longest, longest, 7]
 
 
-@pytest.mark.parametrize("reactor", ["epoll", slow("poll"), slow("asyncio")])
-@pytest.mark.parametrize("paused", [slow(True), False], ids=["lying there", "following"])
+@pytest.mark.slow
+@pytest.mark.parametrize("reactor", ["epoll", "poll", "asyncio"])
+@pytest.mark.parametrize("paused", [True, False], ids=["lying there", "following"])
 def test_headers_at_once(
     start: Start, tmp_path: Path, descriptors: int, reactor: str, paused: bool
 ) -> None:

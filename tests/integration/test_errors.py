@@ -178,13 +178,13 @@ def test_chroot_without_the_null_device(tmp_path: Path, how: list[str]) -> None:
     ],
 )
 def test_errors_of_twistd(tmp_path: Path, option: str, said: str, explained: str) -> None:
-    """What twistd says of its own options ends in a line that the README explains."""
+    """What twistd says of its own options ends in a line that the handbook explains."""
     command = SCRIPTS / "twistd", "-n", "--pidfile=", option, "hello-listen", "-e", LOOPBACK
     ended = run(*command, cwd=tmp_path)
     assert ended.returncode == 1
     assert said in (ended.stdout + ended.stderr).splitlines()[-1]
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    rows = [line for line in readme.splitlines() if line.startswith("| `") and explained in line]
+    handbook = (Path(__file__).parents[2] / "src" / "deploy" / "README.md").read_text()
+    rows = [line for line in handbook.splitlines() if line.startswith("| `") and explained in line]
     assert len(rows) == 1
     assert option.partition("=")[0] in rows[0]
 

@@ -185,6 +185,7 @@ def test_stop_on_a_full_disk(start: Start, tmp_path: Path, count: int) -> None:
 
 
 @needsRoot
+@pytest.mark.slow
 def test_file_that_is_mounted_by_itself(start: Start, tmp_path: Path) -> None:
     """
     As a container has it: what the host renames and removes is no log any more.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from processes import PATIENCE, SCRIPTS, Start, slow, until, untilEnd
+from processes import PATIENCE, SCRIPTS, Start, until, untilEnd
 
 pytestmark = pytest.mark.unix
 ENDPOINTS = ["-e", "unix:s", "-e", "haproxy:unix:h", "--status", "unix:st"]
@@ -75,7 +75,8 @@ endpoints.serverFromString(reactor, sys.argv[1]).listen(Factory()).addBoth(show)
 """Listens on an endpoint of Twisted's own, once, and says what came of it."""
 
 
-@pytest.mark.parametrize("options", ["", slow(":lockfile=0")])
+@pytest.mark.slow
+@pytest.mark.parametrize("options", ["", ":lockfile=0"])
 def test_another_program_that_uses_twisted(
     hello: Start, start: Start, tmp_path: Path, options: str
 ) -> None:
@@ -134,7 +135,8 @@ for line in sys.stdin:
 """Listens on the path of each odd line until the next line."""
 
 
-@pytest.mark.parametrize("wantPID", [slow(0), 1])
+@pytest.mark.slow
+@pytest.mark.parametrize("wantPID", [0, 1])
 def test_starts_at_once(start: Start, tmp_path: Path, wantPID: int) -> None:
     """Of four processes that find a dead socket at once, one serves it, again and again."""
     starters, pipes = [], []
