@@ -18,6 +18,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 import hello_listen
+from hello_listen._clock import monotonicClock
 from hello_listen.connection import Connection, timestamp
 from hello_listen.log_file import LogFile
 
@@ -220,12 +221,13 @@ class ConnectionLog:
         if not self._closing.is_set():
             self._closing.set()
             self._wake.set()
+            clock = monotonicClock(self._reactor)
             if self._thread is None:
                 self._file.close()
                 self._closed.callback(self)
             else:
-                self._limit = self._reactor.callLater(CLOSING - END_TIMEOUT, self._givenUp.set)
-            self._closed.addTimeout(CLOSING, self._reactor).addBoth(self._finish)
+                self._limit = clock.callLater(CLOSING - END_TIMEOUT, self._givenUp.set)
+            self._closed.addTimeout(CLOSING, clock).addBoth(self._finish)
         return self._closed
 
     def _start(self) -> None:

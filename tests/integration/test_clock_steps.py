@@ -22,6 +22,7 @@ from processes import (
     Start,
     addressOf,
     familyOf,
+    load,
     run,
     slow,
     tool,
@@ -55,8 +56,8 @@ def clocked(start: Start, tmp_path: Path) -> Callable[..., Clocked]:
             "FAKETIME_DONT_RESET": "1",
         }
         server = start(
-            "twistd", "-n", "--pidfile=", f"--reactor={reactor}", "hello-listen", "-l", "log",
-            *arguments, env=os.environ | environment,
+            "twistd", "-n", "--pidfile=", f"--reactor={reactor}", "hello-listen",
+            *([] if "-l" in arguments else ["-l", "log"]), *arguments, env=os.environ | environment,
         )  # fmt: skip
         return server, step
 
@@ -142,6 +143,21 @@ def test_pause(clocked: Callable[..., Clocked], reactor: str) -> None:
         resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (soft, hard))
         assert client.recv(1) == b""
     assert counted(server.stop()) == (2, 2, 0)
+
+
+@pytest.mark.slow
+def test_log_that_is_stuck(clocked: Callable[..., Clocked], fifo: Path, reader: int) -> None:
+    """A stop gives a log that cannot be written as much time as ever."""
+    server, step = clocked("epoll", "-e", "unix:s", "-l", fifo)
+    address = addressOf(server)
+    assert isinstance(address, str)
+    load(address, 1000, 32)
+    server.kill(signal.SIGTERM)
+    until(lambda: not Path(address).exists())
+    step(-HOUR)
+    server.wait()
+    assert counted("\n".join(server.lines))[0] == 1000
+    os.close(reader)
 
 
 @pytest.mark.slow
