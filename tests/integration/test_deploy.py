@@ -39,15 +39,28 @@ evaluation_interval: 1m
 tests:
   - interval: 1m
     input_series:
+      - {series: 'process_start_time_seconds{job="j", instance="i"}', values: 0x30}
       - {series: 'hello_listen_connections_total{job="j", instance="i", server="0.0.0.0:1"}', values: 0x30}
       - {series: 'hello_listen_connections_total{job="j", instance="i", server="192.0.2.1:1"}', values: _x9 1x20}
       - {series: 'hello_listen_lost_total{job="j", instance="i"}', values: 0x9 5x20}
     alert_rule_test:
+      - {eval_time: 4m, alertname: CanaryTouched}
       - {eval_time: 8m, alertname: CanaryTouched}
       - {eval_time: 9m, alertname: ConnectionsLost}
       - {eval_time: 11m, alertname: CanaryTouched, exp_alerts: [{exp_labels: {job: j, instance: i}}]}
       - {eval_time: 11m, alertname: ConnectionsLost, exp_alerts: [{exp_labels: {job: j, instance: i}}]}
       - {eval_time: 25m, alertname: CanaryTouched}
+  - name: touched right after the start, and again right after a restart 20 minutes later
+    interval: 1m
+    input_series:
+      - {series: 'process_start_time_seconds{job="j", instance="i"}', values: 0x19 1200x20}
+      - {series: 'hello_listen_connections_total{job="j", instance="i", server="0.0.0.0:1"}', values: 0x40}
+      - {series: 'hello_listen_connections_total{job="j", instance="i", server="192.0.2.1:1"}', values: _ 9x18 _ 1x19}
+    alert_rule_test:
+      - {eval_time: 2m, alertname: CanaryTouched, exp_alerts: [{exp_labels: {job: j, instance: i}}]}
+      - {eval_time: 15m, alertname: CanaryTouched}
+      - {eval_time: 22m, alertname: CanaryTouched, exp_alerts: [{exp_labels: {job: j, instance: i}}]}
+      - {eval_time: 35m, alertname: CanaryTouched}
 """  # noqa: E501
 
 
@@ -254,7 +267,7 @@ def test_nginx_with_a_password(hello: Start, nginx: Start, tmp_path: Path) -> No
 
 
 def test_alert_rules(tmp_path: Path) -> None:
-    """The alert rules tell of the first connection, and of what is lost."""
+    """The alert rules tell of the first connection after a start or a pause, and of losses."""
     rules = DEPLOY / "prometheus" / "alert-rules.yml"
     checked = run(tool("promtool"), "check", "rules", rules)
     assert checked.returncode == 0, checked.stderr
