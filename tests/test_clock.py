@@ -8,7 +8,8 @@ import threading
 import pytest
 from twisted.internet.abstract import FileDescriptor
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.error import AlreadyCalled, AlreadyCancelled
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import deferLater
 from twisted.internet.testing import MemoryReactorClock
 from zope.interface.verify import verifyObject
@@ -48,6 +49,25 @@ def test_order(stepping: Stepping) -> None:
     stepping.until(lambda: len(made) == 4)
     assert made == [1, 2, 0, 4]
     assert not clock.getDelayedCalls()
+
+
+def test_pending_call(stepping: Stepping) -> None:
+    """A call can be put off and cancelled, but once only, and not after it was made."""
+    clock = MonotonicClock(stepping)
+    made: list[int] = []
+    call = clock.callLater(0, made.append, 1)
+    assert verifyObject(IDelayedCall, call)
+    due = call.getTime()
+    call.delay(0.02)
+    assert call.getTime() == pytest.approx(due + 0.02)
+    stepping.until(lambda: made)
+    assert not call.active()
+    with pytest.raises(AlreadyCalled):
+        call.cancel()
+    call = clock.callLater(HOUR, made.append, 2)
+    call.cancel()
+    with pytest.raises(AlreadyCancelled):
+        call.reset(1)
 
 
 def test_one_thread_for_many(stepping: Stepping) -> None:

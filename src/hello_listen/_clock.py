@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from math import ceil
 from select import select
 from threading import Thread
 from time import monotonic
 from typing import Any
 
-from twisted.internet.base import DelayedCall
-from twisted.internet.interfaces import IReactorFromThreads, IReactorTime
+from twisted.internet.error import AlreadyCalled, AlreadyCancelled
+from twisted.internet.interfaces import IDelayedCall, IReactorFromThreads, IReactorTime
 from zope.interface import implementer
 
 GRAIN = 0.005
@@ -36,7 +36,7 @@ class MonotonicClock:
         @param reactor: an L{IReactorFromThreads} and L{IReactorTime}.
         """
         self._reactor = reactor
-        self._calls: list[DelayedCall] = []
+        self._calls: list[_Call] = []
         # When the reactor is going to be woken.
         self._wakes: set[float] = set()
 
@@ -44,7 +44,7 @@ class MonotonicClock:
         """Return seconds since an unspecified point in time."""
         return monotonic()
 
-    def getDelayedCalls(self) -> list[DelayedCall]:
+    def getDelayedCalls(self) -> list[_Call]:
         """Return the pending calls."""
         return self._calls
 
@@ -54,23 +54,24 @@ class MonotonicClock:
         callable: Callable[..., object],  # noqa: A002
         *args: object,
         **kwargs: object,
-    ) -> DelayedCall:
+    ) -> _Call:
         """
         Call a function later.
 
         @param delay: after how many seconds; 0 for after the next reads.
         @param callable: what to call, with the other arguments.
         """
-        call = DelayedCall(
-            self.seconds() + delay, callable, args, kwargs,
-            self._calls.remove, self._wakeFor, self.seconds,
-        )  # fmt: skip
+        call = _Call(self, partial(callable, *args, **kwargs))
         self._calls.append(call)
-        self._wakeFor(call)
+        call.reset(delay)
         return call
 
-    def _wakeFor(self, call: DelayedCall) -> None:
-        """Have the reactor woken when a call is due, unless it is woken earlier."""
+    def wakeFor(self, call: _Call) -> None:
+        """
+        Have the reactor woken when a call is due, unless it is woken earlier.
+
+        @param call: the pending call.
+        """
         due = call.getTime()
         if due > self.seconds():
             due = ceil(due / GRAIN) * GRAIN
@@ -95,13 +96,47 @@ class MonotonicClock:
         """Have the calls that are due made after the next reads."""
         self._wakes.discard(due)
         now = self.seconds()
-        for call in sorted(self._calls, key=DelayedCall.getTime):
+        for call in sorted(self._calls, key=_Call.getTime):
             if call.getTime() > now:
-                self._wakeFor(call)
+                self.wakeFor(call)
                 return
             self._calls.remove(call)
-            call.called = 1
-            self._reactor.callFromThread(call.func, *call.args, **call.kw)
+            self._reactor.callFromThread(call.function)
+
+
+@implementer(IDelayedCall)
+class _Call:
+    """A function that is to be called at a time."""
+
+    def __init__(self, clock: MonotonicClock, function: Callable[[], object]) -> None:
+        self._clock = clock
+        self._time = 0.0
+        self._isCancelled = False
+        self.function = function
+
+    def getTime(self) -> float:
+        return self._time
+
+    def active(self) -> bool:
+        return self in self._clock.getDelayedCalls()
+
+    def cancel(self) -> None:
+        self._check()
+        self._isCancelled = True
+        self._clock.getDelayedCalls().remove(self)
+
+    def delay(self, secondsLater: float) -> None:
+        self.reset(self._time + secondsLater - self._clock.seconds())
+
+    def reset(self, secondsFromNow: float) -> None:
+        self._check()
+        self._time = self._clock.seconds() + secondsFromNow
+        self._clock.wakeFor(self)
+
+    def _check(self) -> None:
+        """Raise an error unless the call is pending."""
+        if not self.active():
+            raise AlreadyCancelled if self._isCancelled else AlreadyCalled
 
 
 @cache
