@@ -184,7 +184,9 @@ def test_fleet(fleet: Fleet) -> None:
     assert crowd.failed == {}
     assert crowd.ended >= 100_000
 
-    # The last scrapes, and the last record of each node.
+    # The last scrapes, and the last record of each node; the metrics may be half a second old.
+    ended = time.monotonic()
+    until(lambda: time.monotonic() >= ended + 1)
     counted = f'hello_listen_connections_total{{server="{fleet.front}:7878"}}'
     for number in (1, 2, 3):
         node = f"{fleet.network}.1{number}:7880"
