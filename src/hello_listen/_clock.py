@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache, partial
 from math import ceil
-from select import select
+from select import poll
 from threading import Thread
 from time import monotonic
 from typing import Any
@@ -88,8 +88,9 @@ class MonotonicClock:
 
     def _sleep(self, due: float) -> None:
         """Wake the reactor at a time."""
-        # A lock's timeout may go by the system's time (Python 3.10); libfaketime breaks time.sleep.
-        select([], [], [], max(0.0, due - monotonic()))
+        # A lock's timeout may go by the system's time (Python 3.10), select(2) does not count the
+        # time that a process stands still, and libfaketime breaks time.sleep.
+        poll().poll(max(0.0, due - monotonic()) * 1000)
         self._reactor.callFromThread(self._run, due)
 
     def _run(self, due: float) -> None:
