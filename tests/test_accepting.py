@@ -1038,8 +1038,9 @@ def test_socket_that_another_process_shuts_down(
         assert stopped.called
 
 
-def test_last_descriptor() -> None:
+def test_last_descriptor(serve: Serve) -> None:
     """One descriptor is enough to listen, and without any the reason is told."""
+    serve().stop()  # Twisted reserves a descriptor for all of its ports.
     endpoint = HelloEndpoint(reactor, "tcp:0:interface=127.0.0.1")
     results: list[Any] = []
     with Hog() as hog:
