@@ -41,10 +41,10 @@ def test_order(stepping: Stepping) -> None:
     """Calls are made in the order in which they are due, and not at all if they were cancelled."""
     clock = MonotonicClock(stepping)
     made: list[int] = []
-    calls = [clock.callLater(delay, made.append, n) for n, delay in enumerate((0.04, 0, 0.02, 0))]
+    calls = [clock.callLater(delay, made.append, n) for n, delay in enumerate((0.8, 0, 0.4, 0))]
     calls[3].cancel()
     later = clock.callLater(HOUR, made.append, 4)
-    later.reset(0.06)
+    later.reset(1.2)
     assert len(clock.getDelayedCalls()) == 4
     stepping.until(lambda: len(made) == 4)
     assert made == [1, 2, 0, 4]
