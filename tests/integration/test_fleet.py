@@ -8,6 +8,7 @@ import re
 import signal
 import socket
 import time
+import urllib.error
 import urllib.parse
 import urllib.request
 from bisect import bisect
@@ -104,8 +105,11 @@ class Fleet:
             url = f"http://{location}?{urllib.parse.urlencode(query)}"
             with OPENER.open(url, timeout=PATIENCE) as answer:
                 return str(answer.read().decode())
+        except urllib.error.HTTPError as error:
+            error.close()
         except OSError:
-            return ""
+            pass
+        return ""
 
     def ask(self, query: str) -> list[dict[str, Any]]:
         """Return Prometheus' answer to a query, or nothing as long as it has none."""
