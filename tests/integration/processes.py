@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NoReturn
 
 import pytest
 from twisted.internet.interfaces import IStreamServerEndpointStringParser
@@ -170,14 +170,17 @@ class Process:
 Start = Callable[..., Process]
 
 
+def lacking(reason: str) -> NoReturn:
+    """Skip the test, or fail it where CI has installed everything."""
+    if os.environ.get("HELLO_LISTEN_ALL_TOOLS"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
 def tool(name: str, mode: int = os.F_OK | os.X_OK) -> str:
     """Return the path of a program; without it the test is skipped, or fails where all must be."""
     path = shutil.which(name, mode, f"{os.environ['PATH']}:/usr/sbin:/sbin")
-    if path is None and os.environ.get("HELLO_LISTEN_ALL_TOOLS"):
-        pytest.fail(f"{name} is not installed")
-    if path is None:
-        pytest.skip(f"{name} is not installed")
-    return path
+    return path or lacking(f"{name} is not installed")
 
 
 def deployed(name: str, *replacements: tuple[str, str]) -> str:

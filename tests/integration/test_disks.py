@@ -23,6 +23,7 @@ from processes import (
     Process,
     Start,
     clientsWithoutEnd,
+    lacking,
     load,
     run,
     slow,
@@ -78,7 +79,7 @@ def mounted(kind: str, folder: Path) -> Iterator[Disk]:
         options, what = ["-o", "loop"], str(image)
     attached = run(tool("mount"), "-t", kind, *options, what, mount)
     if attached.returncode:
-        pytest.skip(f"cannot mount {kind}: {attached.stderr}")
+        lacking(f"cannot mount {kind}: {attached.stderr}")
     try:
         yield Disk(mount)
     finally:

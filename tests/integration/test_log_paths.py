@@ -22,6 +22,7 @@ from processes import (
     SCRIPTS,
     Start,
     curl,
+    lacking,
     load,
     run,
     slow,
@@ -106,7 +107,7 @@ def test_frozen_file_system(start: Start, tmp_path: Path) -> None:
     assert run(tool("mkfs.ext4"), "-q", image).returncode == 0
     attached = run(tool("mount"), "-o", "loop", image, mount)
     if attached.returncode:
-        pytest.skip(f"cannot mount ext4: {attached.stderr}")
+        lacking(f"cannot mount ext4: {attached.stderr}")
     freeze = tool("fsfreeze")
     try:
         server = start(
@@ -168,7 +169,7 @@ def test_stop_on_a_full_disk(start: Start, tmp_path: Path, count: int) -> None:
     mount.mkdir()
     attached = run(tool("mount"), "-t", "tmpfs", "-o", "size=64k", "none", mount)
     if attached.returncode:
-        pytest.skip(f"cannot mount tmpfs: {attached.stderr}")
+        lacking(f"cannot mount tmpfs: {attached.stderr}")
     try:
         log = mount / "log"
         server = start("twistd", "-n", "--pidfile=", "hello-listen", "-l", log, "-e", LOOPBACK)

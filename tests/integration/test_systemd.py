@@ -13,11 +13,10 @@ from processes import (
     SCRIPTS,
     Start,
     addressOf,
+    curl,
     familyOf,
     freePort,
-    run,
     slow,
-    tool,
     until,
     untilEnd,
 )
@@ -27,7 +26,7 @@ pytestmark = pytest.mark.unix
 
 def ask(folder: Path, path: str) -> str:
     """Return what the status on a UNIX socket says."""
-    return run(tool("curl"), "-s", "--unix-socket", folder / "st", f"http://localhost{path}").stdout
+    return curl("--unix-socket", folder / "st", f"http://localhost{path}").stdout
 
 
 @pytest.mark.parametrize("prefix", ["", "haproxy:"])
@@ -95,7 +94,7 @@ def test_a_status_with_several_sockets(inherit: Start) -> None:
             str(ports[0]), str(ports[2]),
         ]  # fmt: skip
         for port in (ports[0], ports[2]):
-            assert run(tool("curl"), "-s", f"http://127.0.0.1:{port}/healthz").stdout == "OK\n"
+            assert curl(f"http://127.0.0.1:{port}/healthz").stdout == "OK\n"
         assert "Traceback" not in server.stop()
 
 
