@@ -487,6 +487,25 @@ def test_untrusted(peer: IAddress, header: bytes) -> None:
     assert not server.clock.getDelayedCalls()
 
 
+@pytest.mark.parametrize("counts", [True, False])
+def test_untrusted_with_a_subclass_that_fails(counts: bool) -> None:
+    """What a subclass raises goes no further: the peer is recorded once, and dropped."""
+
+    class Failing(HelloFactory):
+        def established(self, *arguments: Any, **facts: Any) -> None:
+            if counts:
+                super().established(*arguments, **facts)
+            raise RuntimeError
+
+    seen: list[Connection] = []
+    server = Server("10.0.0.3", hello=Failing(seen.append))
+    with capturedLogs() as events:
+        _, transport = server.connect()
+    assert transport.disconnecting
+    assert [connection.error for connection in seen] == ["proxy_not_trusted"]
+    assert [formatEvent(event) for event in events] == ["Connection could not be reported"]
+
+
 def test_nobody_is_trusted() -> None:
     """An empty list of proxies is not the same as none."""
     factory = ProxiedFactory(HelloFactory(), Clock(), Networks([]))

@@ -129,9 +129,9 @@ class UntrustedProtocol(Protocol):
 
     def connectionMade(self) -> None:
         """Report the socket's own addresses, and hang up even if that fails."""
-        peer, host = self.transport.getPeer(), self.transport.getHost()
+        ends = self.transport.getPeer(), self.transport.getHost()
         try:
-            self.factory.hello.established(peer, host, error="proxy_not_trusted", silent=True)
+            establish(self.factory.hello, *ends, error="proxy_not_trusted", silent=True)
         finally:
             hangUp(self.transport)
 

@@ -24,7 +24,7 @@ MAX_V2 = 4096
 """Upper bound of what follows the first 16 bytes of a version 2 header; nginx has the same."""
 
 MAX_TEXT = 255
-"""Upper bound of an extension's text, in characters before they are escaped; the rest is cut."""
+"""Upper bound of an extension's text, in characters before they are escaped; truncated to it."""
 
 _V1 = b"PROXY "
 _V2 = b"\r\n\r\n\0\r\nQUIT\n"
@@ -110,18 +110,16 @@ def _parseLine(data: bytes) -> Header | None:
 
 def _parseAddress(host: bytes, port: bytes, v6: bool) -> IAddress:
     """Parse an address of version 1, and its port."""
-    # nginx writes an IPv6 client whose own proxy reached an IPv4 listener as TCP6, with that
-    # listener's address as it is.
+    # nginx writes TCP6 for an IPv6 client, even if another proxy has forwarded it over IPv4.
     v6 = v6 and b":" in host
     make, family = (IPv6Address, socket.AF_INET6) if v6 else (IPv4Address, socket.AF_INET)
-    number = int(port)
+    if int(port) > 65535:
+        raise HeaderError("invalid")
     try:
         text = socket.inet_ntop(family, socket.inet_pton(family, host.decode("ascii")))
     except (OSError, ValueError):
-        number = -1
-    if not 0 <= number <= 65535:
-        raise HeaderError("invalid")
-    return make("TCP", text, number)
+        raise HeaderError("invalid") from None
+    return make("TCP", text, int(port))
 
 
 def _parseBinary(data: bytes) -> Header | None:
@@ -184,7 +182,7 @@ def _parseExtensions(header: bytes, at: int) -> Extensions:
             if name not in found and (text := read(header[start:at])):
                 found[name] = text
         elif kind == _CRC32C:
-            # Checking several would let a client spend much of our time.
+            # One only: each takes a pass over the whole header.
             unsigned = header[:start] + bytes(4) + header[at:]
             if isChecked or header[start:at] != crc32c(unsigned).to_bytes(4, "big"):
                 raise HeaderError("invalid")
@@ -204,9 +202,8 @@ def _readAws(value: bytes) -> str:
 
 def _readAzure(value: bytes) -> str:
     """Return the LINKID of an Azure private endpoint: subtype 1, 4 bytes, little-endian."""
-    return (
-        str(int.from_bytes(value[1:], "little")) if value[:1] == b"\1" and len(value) == 5 else ""
-    )
+    isLink = value[:1] == b"\1" and len(value) == 5
+    return str(int.from_bytes(value[1:], "little")) if isLink else ""
 
 
 def _readGcp(value: bytes) -> str:
