@@ -616,9 +616,11 @@ ODD = {
 """Requests that something is wrong with."""
 
 ANSWERS = {
-    "host": b"403", "old version": b"200", "other host in the path": b"403", "percent": b"404",
-    "HEAD of nothing": b"404", "form": b"405", "length": b"", "next length": b"200",
-    "header that is too long": b"",
+    "host": {403}, "old version": {200}, "other host in the path": {403}, "percent": {404},
+    "HEAD of nothing": {404}, "form": {405}, "next length": {200},
+    "header that is too long": {None},
+    # Twisted's releases differ.
+    "NUL in the host": {400, 403}, "length": {400, None},
 }  # fmt: skip
 """How they are answered; the others with 400."""
 
@@ -632,7 +634,8 @@ def test_odd_requests(name: str) -> None:
         client.send(*ODD[name])
         clock.advance(0)
         clock.advance(REQUEST_TIMEOUT)
-    assert client.transport.value()[9:12] == ANSWERS.get(name, b"400")
+    answer = client.transport.value()[9:12]
+    assert (int(answer) if answer else None) in ANSWERS.get(name, {400})
     assert client.transport.disconnected or client.transport.disconnecting
     assert events == []
 
@@ -713,6 +716,24 @@ def test_answers_that_are_taken_late() -> None:
     assert not client.transport.disconnected
 
 
+def test_client_that_does_not_wait() -> None:
+    """Who hangs up before it is answered is answered no more, and delays nobody."""
+    served, clock = site()
+    gone, client = HTTP(served), HTTP(served)
+    for each in (gone, client, gone):
+        each.send(*REQUEST[:-1])
+    gone.protocol.connectionLost(Failure(ConnectionDone()))
+    clock.turn()
+    assert (gone.answers(), client.answers()) == (0, 1)
+    last = HTTP(served)
+    last.send(*REQUEST[:-1])
+    last.protocol.connectionLost(Failure(ConnectionDone()))
+    clock.turn()
+    assert last.answers() == 0
+    client.protocol.connectionLost(Failure(ConnectionDone()))
+    assert not clock.getDelayedCalls()
+
+
 def test_end_of_a_client_that_takes_nothing() -> None:
     """A connection that is lost before its answers were taken leaves nothing behind."""
     served, clock = site()
@@ -771,21 +792,31 @@ def test_places_of_a_client() -> None:
 
 
 def test_whose_connection_is_dropped() -> None:
-    """Of one client, that is who waits longest without a request, then who was answered most."""
+    """Of one client, who was answered and asks for more goes first, then who is idle longest."""
     served, clock = site()
     first, second = HTTP(served), HTTP(served)
-    rest = [HTTP(served) for _ in range(MAX_CONNECTIONS_PER_CLIENT - 2)]
-    assert first.ask()[0].status == 200
-    everybody = [first, second, *rest, HTTP(served)]
-    assert lost(everybody) == [second]
+    everybody = [first, second, *(HTTP(served) for _ in range(MAX_CONNECTIONS_PER_CLIENT - 1))]
+    assert lost(everybody) == [first]
+    assert second.ask()[0].status == 200
+    third = everybody[1]
+    everybody.append(HTTP(served))
+    assert lost(everybody) == [third]
+    everybody[5].send(*(2 * REQUEST)[:-1])
+    everybody[9].send(*(3 * REQUEST)[:-1])
+    for _ in range(3):
+        clock.turn()
+    greedy = everybody[9]
+    everybody.append(HTTP(served))
+    assert lost(everybody) == [greedy]
     for each in everybody:
         each.send(*(2 * REQUEST)[:-1])
     clock.turn()
     newcomer = HTTP(served)
-    assert lost([*everybody, newcomer]) == [first]
+    [gone] = lost([*everybody, newcomer])
+    assert gone.answers()
     newcomer.send(*REQUEST[:-1])
-    for _ in range(2 * MAX_CONNECTIONS_PER_CLIENT):
-        clock.advance(0)
+    for _ in range(3 * MAX_CONNECTIONS_PER_CLIENT):
+        clock.turn()
     assert newcomer.answers() == 1
 
 

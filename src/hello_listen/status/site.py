@@ -56,6 +56,7 @@ class StatusSite(WrappingFactory):
         self.protocol = _Client
         self.clock = monotonicClock(reactor)
         self._queue: deque[_Client] = deque()
+        self._turn: Any = None
 
     def logPrefix(self) -> str:
         """Return what Twisted's log calls this factory."""
@@ -69,17 +70,22 @@ class StatusSite(WrappingFactory):
         """
         Add a connection, and drop one if there are too many, of the client that has the most.
 
-        That is the one that waits longest without having sent a request, or if all have, the one
-        that was answered most.
+        That is one that was answered and asks for more, most of all; or else the newest, or where
+        most ask for nothing, the one of them that was connected or answered longest ago.
 
         @param p: the connection.
         """
         super().registerProtocol(p)
         name, count = Counter(each.name for each in self.protocols).most_common(1)[0]
         if len(self.protocols) > MAX_CONNECTIONS or count > MAX_CONNECTIONS_PER_CLIENT:
-            its = [each for each in reversed(self.protocols) if each.name == name]
-            idle = [each for each in its if each.process is None and each is not p]
-            (idle[-1] if idle else max(its, key=_answers)).timeoutConnection()
+            its = [each for each in self.protocols if each.name == name]
+            greedy = [each for each in its if each.process is not None and each.answers]
+            idle = [each for each in its if each.process is None]
+            if greedy:
+                victim = max(greedy, key=_answers)
+            else:
+                victim = idle[0] if 2 * len(idle) > len(its) else its[-1]
+            victim.timeoutConnection()
 
     def unregisterProtocol(self, p: _Client) -> None:
         """
@@ -96,15 +102,23 @@ class StatusSite(WrappingFactory):
         @param client: a client whose request is complete.
         """
         self._queue.append(client)
-        if len(self._queue) == 1:
-            self.clock.callLater(0, self._answerNext)
+        self._schedule()
+
+    def _schedule(self) -> None:
+        """Answer somebody in the next turn of the reactor."""
+        if self._turn is None:
+            self._turn = self.clock.callLater(0, self._answerNext)
 
     def _answerNext(self) -> None:
-        """Answer one request."""
-        client = self._queue.popleft()
+        """Answer one request, of the first client that is still there."""
+        self._turn = None
+        while self._queue:
+            client = self._queue.popleft()
+            if client.process is not None:
+                client.answer(client.process)
+                break
         if self._queue:
-            self.clock.callLater(0, self._answerNext)
-        client.answer()
+            self._schedule()
 
 
 class _Client(ProtocolWrapper, TimeoutMixin):
@@ -154,17 +168,20 @@ class _Client(ProtocolWrapper, TimeoutMixin):
         if self._takes:
             self.factory.answerInTurn(self)
 
-    def answer(self) -> None:
-        """Answer the request, unless the connection was lost meanwhile."""
-        process, self.process = self.process, None
-        if process is not None:
-            self._received = 0
-            self.answers += 1
-            self.resetTimeout()
-            # Those that were answered longest ago come first.
-            del self.factory.protocols[self]
-            self.factory.protocols[self] = 1
-            process()
+    def answer(self, process: Callable[[], object]) -> None:
+        """
+        Answer the request that waits.
+
+        @param process: answers it.
+        """
+        self.process = None
+        self._received = 0
+        self.answers += 1
+        self.resetTimeout()
+        # Those that were answered longest ago come first.
+        del self.factory.protocols[self]
+        self.factory.protocols[self] = 1
+        process()
 
     def answersTaken(self, taken: bool) -> None:
         """
