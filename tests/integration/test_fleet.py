@@ -249,7 +249,7 @@ def test_fleet(fleet: Fleet) -> None:
     # The report counts as much.
     told = run(SCRIPTS / "hello-listen-report", "--json", fleet.folder / "logs" / "central.jsonl")
     report = json.loads(told.stdout)
-    assert (told.returncode, report["missing"], report["lost"]) == (0, 0, 0)
+    assert (told.returncode, report["missing"], report["lost"]) == (3, 0, 0)
     assert {r["process.pid"]: r["state"] for r in report["runs"]} == {
         pid: "killed" if pid == killed else "closed" for pid in runs.values()
     }

@@ -36,7 +36,7 @@ def test_every_way_to_install(tmp_path: Path) -> None:
     [wheel], [sdist] = (tmp_path / "dist").glob("*.whl"), (tmp_path / "dist").glob("*.tar.gz")
 
     files = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    kinds = (".css", ".js", ".md", ".py", ".svg", ".typed", ".xml")
+    kinds = (".css", ".js", ".md", ".py", ".sql", ".svg", ".typed", ".xml")
     package = ROOT / "src" / "hello_listen"
     source = (path for path in package.rglob("*.*") if path.suffix in kinds)
     shared = f"hello_listen-{hello_listen.__version__}.data/data/share/hello-listen"

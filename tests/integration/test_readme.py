@@ -36,6 +36,7 @@ openssl req -x509 -newkey rsa:2048 -noenc -keyout server.pem -out crt -subj /CN=
 GUIDES = [
     "README.md",
     "src/deploy/README.md",
+    "src/hello_listen/report/README.md",
     "src/hello_listen/status/README.md",
 ]
 

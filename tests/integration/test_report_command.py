@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import random
+import re
+import signal
+import sys
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -12,10 +16,14 @@ from typing import Any
 
 import pytest
 
-from processes import SCRIPTS, run, tool
+from expected import check
+from fed import Feed
+from logs import untilWritten
+from processes import LOOPBACK, SCRIPTS, Start, run, tool, until, untilEnd
 
 pytest.importorskip("duckdb")
 
+ROOT = Path(__file__).parents[2]
 REPORT = SCRIPTS / "hello-listen-report"
 DAY = datetime(2026, 11, 22, tzinfo=timezone.utc)
 
@@ -124,13 +132,13 @@ def test_awk(logs: Path, tmp_path: Path) -> None:
     log.write_text("".join(line for line in lines if "summarized" not in line))
     total, *counted = run(tool("awk"), AWK, log).stdout.split("\n")[:-1]
     done = run(REPORT, log, "--top", 1000)
-    head, _runs, clients, bars = done.stdout.split("\n\n")
+    head, _runs, clients, _servers, bars = done.stdout.split("\n\n")
     found = [line.split()[:2] for line in clients.splitlines()[1:]]
     for line in bars.splitlines()[1:]:
         date, hour, _, count = line.split()
         found.append([f"{date}T{hour[:2]}", count])
     assert sorted(f"{name} {count.replace(',', '')}" for name, count in found) == sorted(counted)
-    old = int(head.partition("clients only: ")[2].replace(",", ""))
+    old = int(head.partition("clients only: ")[2].partition("\n")[0].replace(",", ""))
     assert int(head.split()[3].replace(",", "")) + old == int(total)
     assert "Lines that are no records (torn, or of another log): 1\n" in head
 
@@ -147,7 +155,98 @@ def test_pipe(logs: Path) -> None:
 @pytest.mark.slow
 def test_leaves_nothing(logs: Path, tmp_path: Path) -> None:
     """What was kept in the temporary folder is gone at the end, after errors too."""
-    for argument, status in (("--json", 1), ("none.jsonl", 2), ("--top=-1", 2)):
+    for argument, status in (("--json", 1), ("none.jsonl", 2), ("--svg=none/x", 2)):
         done = run(REPORT, "all.jsonl", argument, cwd=logs, env={"TMPDIR": str(tmp_path)})
         assert done.returncode == status
         assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.unix
+def test_terminated(start: Start, tmp_path: Path) -> None:
+    """SIGTERM ends the report, and its table in the temporary folder is gone."""
+    (tmp_path / "temporary").mkdir()
+    env = {**os.environ, "TMPDIR": f"{tmp_path}/temporary"}
+    reader, writer = os.pipe()
+    report = start("hello-listen-report", "-", stdin=reader, env=env)
+    until(lambda: list((tmp_path / "temporary").glob("*/records")))
+    report.kill(signal.SIGTERM)
+    report.expect("^hello-listen-report: interrupted$")
+    assert report.wait() == 2
+    os.close(reader)
+    os.close(writer)
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+@pytest.mark.unix
+def test_live(hello: Start, tmp_path: Path) -> None:
+    """The report of a log that is being written tells an open run from one that was killed."""
+    log = tmp_path / "connections.jsonl"
+    server = hello("-e", LOOPBACK, "-l", log)
+    untilEnd(("127.0.0.1", server.port()))
+    untilWritten(log, 2)
+    found = [run(REPORT, "--json", log)]
+    server.kill(signal.SIGKILL)
+    server.wait()
+    found.append(run(REPORT, "--json", log))
+    told = [(done.returncode, json.loads(done.stdout)["runs"][0]["state"]) for done in found]
+    assert told == [(0, "open"), (3, "killed")]
+
+
+@pytest.mark.unix
+def test_closed_descriptors(logs: Path) -> None:
+    """Whichever standard descriptors are closed, the report is whole or says why there is none."""
+    log = logs / "all.jsonl"
+    whole = run(REPORT, "--json", log)
+    for closed, status, out in (
+        (">&-", 2, ""),
+        ("<&-", 1, whole.stdout),
+        ("2>&-", 1, whole.stdout),
+        ("<&- 2>&-", 1, whole.stdout),
+    ):
+        done = run(tool("bash"), "-c", f"{REPORT} --json {log} {closed}")
+        assert (done.returncode, done.stdout) == (status, out)
+        assert "Traceback" not in done.stderr
+    done = run(tool("bash"), "-c", f"{REPORT} {log} >&-")
+    assert done.stderr == "hello-listen-report: standard output is closed\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["cat {0} | {1} --json -", "{1} --json {0}"])
+def test_larger_than_memory(tmp_path: Path, command: str) -> None:
+    """What DuckDB does not read by itself may be larger than the memory that it gets."""
+    line = record(0, "Connection established!", None, **{"client.address": "192.0.2.1"})
+    part = gzip.compress(line.encode() * 10_000, 1)
+    (tmp_path / "log.gz").write_bytes(part * 500)
+    done = run(tool("bash"), "-c", command.format(tmp_path / "log.gz", REPORT))
+    [client] = json.loads(done.stdout)["clients"]
+    assert client["connections"] == 5_000_000
+    assert len(line) * 5_000_000 > 500_000_000
+
+
+@pytest.mark.slow
+def test_oldest_duckdb(logs: Path, tmp_path: Path) -> None:
+    """The oldest DuckDB that is allowed gives the same answers as this one."""
+    [oldest] = re.findall(r"duckdb>=([\d.]+)", (ROOT / "pyproject.toml").read_text())
+    target = tmp_path / "packages"
+    installed = run(
+        SCRIPTS / "pip", "install", "-q", "--target", target, f"duckdb=={oldest}", patience=120
+    )
+    assert installed.returncode == 0, installed.stderr
+    there = {"PYTHONPATH": str(target)}
+    code = "import duckdb; print(duckdb.__version__)"
+    assert run(sys.executable, "-c", code, env=there).stdout == f"{oldest}\n"
+    feeds = [Feed(tmp_path / str(seed), random.Random(seed)) for seed in range(20)]
+    for feed in feeds:
+        feed.make()
+    for files in ([logs / "all.jsonl"], *(feed.files for feed in feeds if feed.files)):
+        told = [run(REPORT, "--json", *files, env=env) for env in ({}, there)]
+        assert told[0].stdout == told[1].stdout
+        assert told[0].returncode == told[1].returncode
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1000, 2000, 100))
+def test_counts_of_a_thousand(seed: int, tmp_path: Path) -> None:
+    """Over a thousand random logs, the report says what was really fed to it."""
+    for number in range(seed, seed + 100):
+        check(number, tmp_path / str(number))

@@ -1,0 +1,58 @@
+"""The report for scripts: as JSON."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from typing import Any
+
+from hello_listen.report.facts import COUNTS, Report
+
+# What has another name there than in the connection log.
+_NAMES = {
+    "id": "service.instance.id",
+    "host": "host.name",
+    "pid": "process.pid",
+    "lowest": "sequence.first",
+    "highest": "sequence.last",
+    "address": "client.address",
+    "transport": "network.transport",
+    "port": "server.port",
+    "server": "server.address",
+    "ports": "server.ports",
+    "servers": "server.addresses",
+    "error": "error.type",
+}
+
+
+def toJSON(report: Report) -> str:
+    """Return the report as one JSON object, under the connection log's names."""
+    return json.dumps(
+        {
+            **{name: report.total(name) for name in COUNTS},
+            "unknown": report.unknown,
+            "runs": _objects(report.runs),
+            "clients": _objects(report.clients),
+            "clients.count": report.clientCount,
+            "servers": _objects(report.servers),
+            "errors": _objects(report.failures),
+            "timeline": {"unit": report.unit.name, "bars": _objects(report.bars)},
+            "lines.torn": report.torn,
+            "lines.unnumbered": report.unnumbered,
+            "lines.repeated": report.repeated,
+            "problems": _objects(report.problems),
+        },
+        default=_time,
+    )
+
+
+def _objects(values: list[Any]) -> list[dict[str, Any]]:
+    """Return values as JSON has them."""
+    return [
+        {_NAMES.get(name, name): field for name, field in vars(each).items()} for each in values
+    ]
+
+
+def _time(moment: datetime) -> str:
+    """Return a time as the connection log has it."""
+    return moment.isoformat(timespec="microseconds") + "Z"

@@ -1,0 +1,125 @@
+"""The lines of a log that DuckDB cannot read as it is: compressed, damaged, or no file."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+
+MAX_LINE = 16 * 2**20
+"""Bytes of the longest line that is read."""
+
+PIECE = 2**20
+"""Bytes that are read, decompressed or passed on at a time."""
+
+_GZIP = b"\x1f\x8b"
+_GZIP_BITS = 16 + zlib.MAX_WBITS
+_BOM = b"\xef\xbb\xbf"
+_RECORD = re.compile(rb'"message"\s*:\s*"Connection')
+_TWISTED = re.compile(rb"\d{4}-\d\d-\d\d[T ][\d:]{8}\S* \[")
+
+
+def isPlain(start: bytes) -> bool:
+    """Say by the first bytes of a log whether DuckDB can read it as it is."""
+    return not start.startswith((_GZIP, _BOM))
+
+
+class Lines:
+    """
+    Iterates over a log's lines, in pieces of whole lines, and finds what is wrong with the log.
+
+    NUL bytes, which the crash of a system leaves in a file, end a line. Lines of more than 16 MiB
+    are left out.
+
+    @ivar damage: after the iteration, what is wrong with the log, or L{None}.
+    @ivar isFalse: whether what was read is not what was once written.
+    """
+
+    def __init__(self, chunks: Iterable[bytes]) -> None:
+        """
+        Read a log.
+
+        @param chunks: its bytes, compressed by gzip or not.
+        """
+        self.damage: str | None = None
+        self.isFalse = False
+        self._chunks = iter(chunks)
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Yield whole lines, many at a time."""
+        start, isLog = b"", False
+        for lines in self._whole():
+            start = start or lines.lstrip()[:99]
+            isLog = isLog or _RECORD.search(lines) is not None
+            yield lines
+        if _TWISTED.match(start) and not isLog:
+            self._damage(
+                "Twisted's own log; the connection log is what -l names behind hello-listen"
+            )
+        elif start and not isLog:
+            self._damage("not a connection log: no line is a record")
+
+    def _damage(self, reason: str) -> None:
+        """Keep what is found wrong first."""
+        self.damage = self.damage or reason
+
+    def _whole(self) -> Iterator[bytes]:
+        """Yield whole lines of the log as far as it can be read."""
+        line, tooLong = b"", False
+        try:
+            for chunk in self._decompressed():
+                if b"\0" in chunk:
+                    self._damage("NUL bytes in it, as after the crash of a system")
+                    chunk = re.sub(rb"\0+", b"\n", chunk)
+                lines, end, rest = chunk.rpartition(b"\n")
+                if not end:
+                    line += b"" if tooLong else rest
+                else:
+                    yield (lines.partition(b"\n")[2] if tooLong else line + lines) + end
+                    line, tooLong = rest, False
+                if len(line) > MAX_LINE:
+                    self._damage("a line of more than 16 MiB")
+                    line, tooLong = b"", True
+        except EOFError:
+            self._damage("truncated: the end of its compressed data is missing")
+        except zlib.error:
+            self.isFalse = True
+            self._damage("left out: its compressed data is damaged")
+        except OSError as error:
+            self._damage(error.strerror or str(error))
+        if line:
+            yield line + b"\n"
+
+    def _decompressed(self) -> Iterator[bytes]:
+        """Yield the log's bytes, decompressed if need be."""
+        first = next(self._chunks, b"")
+        if first.startswith(_GZIP):
+            yield from _decompress(first, self._chunks)
+            return
+        yield first.removeprefix(_BOM)
+        yield from self._chunks
+
+
+def _decompress(chunk: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
+    """
+    Decompress what gzip wrote, also where several files were appended to each other.
+
+    @raise EOFError: it is truncated.
+    @raise OSError: something else comes behind it.
+    @raise zlib.error: it is damaged.
+    """
+    member = zlib.decompressobj(_GZIP_BITS)
+    while chunk:
+        yield member.decompress(chunk, PIECE)
+        if not member.eof:
+            chunk = member.unconsumed_tail or next(rest, b"")
+            continue
+        # Zeros may follow as padding.
+        chunk = member.unused_data.lstrip(b"\0") or next(rest, b"").lstrip(b"\0")
+        if chunk and not _GZIP.startswith(chunk[:2]):
+            raise OSError("something else behind its compressed data")
+        if chunk:
+            member = zlib.decompressobj(_GZIP_BITS)
+    yield member.flush()
+    if not member.eof:
+        raise EOFError

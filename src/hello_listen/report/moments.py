@@ -1,0 +1,33 @@
+"""Times, as they are given on the command line."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from datetime import datetime, timedelta, timezone
+
+EXAMPLES = "24h, 7d, yesterday, 2026-11-24 or 2026-11-24T20:19"
+
+_UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+
+def moment(text: str) -> datetime:
+    """
+    Return a time in UTC, without a time zone.
+
+    @param text: a date or time of ISO 8601, in UTC unless it says otherwise; C{today} or
+        C{yesterday}, when they begin in UTC; or how long ago, such as C{24h}.
+
+    @raise ArgumentTypeError: it is neither.
+    """
+    now = datetime.now(timezone.utc).replace(tzinfo=None)
+    midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
+    try:
+        if text in ("today", "yesterday"):
+            return midnight - timedelta(days=text == "yesterday")
+        if ago := re.fullmatch(r"(\d+)([mhdw])", text, re.ASCII):
+            return now - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
+        time = datetime.fromisoformat(text.replace("Z", "+00:00"))
+        return (time.astimezone(timezone.utc) if time.tzinfo else time).replace(tzinfo=None)
+    except (OverflowError, ValueError):
+        raise argparse.ArgumentTypeError(f"not a time: {text!r}, but {EXAMPLES} are") from None

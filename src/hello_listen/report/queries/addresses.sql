@@ -1,0 +1,1 @@
+SELECT DISTINCT client FROM visit WHERE contains(client, ':') AND identity IS NULL

@@ -1,0 +1,8 @@
+-- Each line counts once, by its run, kind and number: of two, the one with the earlier time.
+CREATE TABLE once AS
+SELECT * FROM record WHERE id IS NULL OR kind IS NULL OR rowid IN (
+    SELECT arg_min(rowid, coalesce(since, 'infinity')) FROM record
+    WHERE id IS NOT NULL AND kind IS NOT NULL GROUP BY id, kind, coalesce(sequence, low)
+);
+DROP TABLE record;
+ALTER TABLE once RENAME TO record;

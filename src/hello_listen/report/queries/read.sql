@@ -1,0 +1,31 @@
+-- A line that is no JSON object becomes a row of NULLs, and a value of another type NULL.
+-- No name of a file or folder is to become a column.
+INSERT INTO record SELECT
+    CASE message WHEN 'Connection established!' THEN 'connection'::KIND
+        WHEN 'Connections summarized' THEN 'summary'::KIND
+        WHEN 'Connections not recorded' THEN 'loss'::KIND
+        WHEN 'Connection log opened' THEN 'opened'::KIND
+        WHEN 'Connection log closed' THEN 'closed'::KIND END AS kind,
+    "service.instance.id", "host.name", "process.pid", "host.boot.id", "process.pid_namespace",
+    "process.start_ticks",
+    CASE WHEN sequence > 0 AND kind IN ('connection', 'summary') THEN sequence END,
+    CASE WHEN "sequence.first" BETWEEN 1 AND "sequence.last" THEN "sequence.first" END AS low,
+    CASE WHEN low IS NOT NULL OR kind = 'closed' THEN "sequence.last" END,
+    "count", connections, recorded, summarized, lost, "client.address", "network.transport",
+    "server.port", CASE WHEN "server.port" IS NULL THEN "server.address" END, "error.type",
+    coalesce(sane("timestamp.first"), sane("timestamp")) AS since,
+    sane("timestamp.last"),
+    CASE WHEN since < $since::TIMESTAMP OR since >= $until::TIMESTAMP THEN NULL
+        WHEN since IS NULL AND ($since IS NOT NULL OR $until IS NOT NULL) THEN NULL
+        WHEN kind = 'connection' THEN 1
+        WHEN kind = 'summary' THEN greatest("count", 0) ELSE 0 END
+FROM read_json($files, format = 'newline_delimited', compression = 'uncompressed',
+    ignore_errors = true, hive_partitioning = false, columns = {
+    'message': 'VARCHAR', 'service.instance.id': 'VARCHAR', 'host.name': 'VARCHAR',
+    'process.pid': 'BIGINT', 'host.boot.id': 'VARCHAR', 'process.pid_namespace': 'BIGINT',
+    'process.start_ticks': 'BIGINT', 'sequence': 'BIGINT', 'sequence.first': 'BIGINT',
+    'sequence.last': 'BIGINT', 'count': 'BIGINT', 'connections': 'BIGINT',
+    'recorded': 'BIGINT', 'summarized': 'BIGINT', 'lost': 'BIGINT', 'client.address': 'VARCHAR',
+    'network.transport': 'VARCHAR', 'server.port': 'BIGINT', 'server.address': 'VARCHAR',
+    'error.type': 'VARCHAR', 'timestamp': 'TIMESTAMP', 'timestamp.first': 'TIMESTAMP',
+    'timestamp.last': 'TIMESTAMP'})

@@ -1,0 +1,1 @@
+SELECT count(*) AS torn FROM record WHERE kind IS NULL

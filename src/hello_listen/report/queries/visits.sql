@@ -1,0 +1,9 @@
+-- Who reached what, and how it went. Python finds the identities that are still lacking.
+CREATE TABLE visit AS
+SELECT *, CASE WHEN transport IN ('unix', 'pipe') THEN transport || ':' || coalesce(client, '')
+    WHEN contains(client, ':') THEN network(client) ELSE nullif(client, '') END AS identity
+FROM (
+    SELECT client, transport, port, server, error,
+        sum(came) AS connections, min(since) AS first, max(coalesce(until, since)) AS last
+    FROM record WHERE came > 0 GROUP BY ALL
+)

@@ -1,0 +1,102 @@
+"""Reads logs into the database, each as far as it can be read."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
+from itertools import count
+
+import duckdb
+
+from hello_listen.report.database import Database
+from hello_listen.report.facts import Problem
+from hello_listen.report.inputs import Input
+from hello_listen.report.lines import Lines
+
+PART = 128 * 2**20
+"""Bytes of a file that DuckDB gets in pieces. It would keep what it reads from a pipe in memory."""
+
+
+def readLogs(
+    database: Database, inputs: Sequence[Input], since: datetime | None, until: datetime | None
+) -> list[Problem]:
+    """
+    Read logs, and return what is wrong with them.
+
+    DuckDB reads plain files by itself, which is faster. It gives up on lines that are too long,
+    and loses records beside NUL bytes, so files with either are read again, line by line.
+
+    @param database: where the records go.
+    @param inputs: the logs.
+    @param since: the first moment of the period in which connections are counted, or L{None}.
+    @param until: the first moment after it, or L{None}.
+
+    @raise duckdb.Error: the records cannot be stored.
+    """
+
+    def load(paths: Iterable[str]) -> None:
+        names = [glob.escape(path) for path in paths]
+        if names:
+            database.run("read", files=names, since=since, until=until)
+
+    links = {}
+    for number, each in enumerate(inputs):
+        if each.isPlain:
+            # DuckDB takes no name that is not UTF-8, and takes some for patterns.
+            links[each] = f"{database.folder}/{number}.jsonl"
+            os.symlink(os.path.abspath(each.name), links[each])
+    failure = None
+    try:
+        load(links.values())
+    except duckdb.Error as error:
+        failure = error
+    damaged = []
+    if failure or database.rows("torn")[0]["torn"]:
+        damaged = [each for each in links if _damage(database, each)]
+    if failure and not damaged:
+        raise failure
+    if damaged:
+        database.run("clear")
+        load(link for each, link in links.items() if each not in damaged)
+    problems = []
+    numbers = count()
+    for each in inputs:
+        if not each.isPlain or each in damaged:
+            lines = Lines(each.chunks(database.stopped))
+            [before] = database.rows("last")
+            for path in _parts(database.folder, lines, numbers):
+                load([path])
+            if lines.isFalse:
+                database.run("remove", **before)
+            if lines.damage:
+                problems.append(Problem(each.name, lines.damage))
+    return problems
+
+
+def _damage(database: Database, log: Input) -> str | None:
+    """Read a log for nothing but what is wrong with it."""
+    lines = Lines(log.chunks(database.stopped))
+    for _ in lines:
+        pass
+    return lines.damage
+
+
+def _parts(folder: str, lines: Lines, numbers: Iterator[int]) -> Iterator[str]:
+    """Yield the paths of files with the lines of a log, of which each is there until the next."""
+    pieces = iter(lines)
+    while _writePart(path := f"{folder}/part{next(numbers)}.jsonl", pieces):
+        yield path
+        os.unlink(path)
+
+
+def _writePart(path: str, pieces: Iterator[bytes]) -> int:
+    """Write the next lines to a file, and return how many bytes these are."""
+    size = 0
+    with open(path, "wb") as file:
+        for piece in pieces:
+            size += file.write(piece)
+            if size >= PART:
+                break
+    return size

@@ -1,0 +1,422 @@
+"""What the report tells of clients, ports, errors and times, as text, as JSON and as a drawing."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from socket import AF_INET6, inet_ntop
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.interfaces import IAddress
+from twisted.internet.task import Clock
+
+from asked import answer, run
+from hello_listen import Connection, Summaries
+from hello_listen.connection import clientIdentity
+from written import Run, at, write
+
+pytest.importorskip("duckdb")
+
+HOSTILE = "\x1b[31m\u202e\u0007\x00\u05d0\u200b"
+"""Colour, right-to-left override, bell, NUL, a Hebrew letter and a space of no width."""
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    """Return the path of a log."""
+    return tmp_path / "connections.jsonl"
+
+
+def tables(out: str) -> dict[str, list[list[str]]]:
+    """Return the tables of a report by their first title, each with its rows."""
+    found = {}
+    for block in out.split("\n\n")[1:]:
+        title, *rows = [re.split("  +", line.strip()) for line in block.splitlines()]
+        found[title[0]] = rows
+    return found
+
+
+def test_clients(log: Path) -> None:
+    """Clients stand by their connections, with first, last, and the ports that they reached."""
+    process = Run()
+    for second, port in enumerate((80, 7878, 443, 80)):
+        process.now = second * 60
+        process.connection("198.51.100.1", **{"server.port": port})
+    unix = {"network.transport": "unix", "server.port": None, "server.address": "/run/hello.sock"}
+    process.connection(None, **unix)
+    process.summary(2, None, **{"network.transport": "unix"})
+    process.connection("/run/client", **unix)
+    process.connection(
+        None, **{"network.transport": "pipe", "server.address": None, "server.port": None}
+    )
+    process.summary(2, None, **{"network.transport": None})
+    _, out, _ = run(write(log, process.close()))
+    assert tables(out)["client"] == [
+        ["198.51.100.1", "4", "2026-11-22 20:00:00", "2026-11-22 20:03:00", "80 443 7878"],
+        ["unix:", "3", "2026-11-22 20:03:00", "2026-11-22 20:03:30", "/run/hello.sock"],
+        ["others", "2", "2026-11-22 20:03:00", "2026-11-22 20:03:30"],
+        ["pipe:", "1", "2026-11-22 20:03:00", "2026-11-22 20:03:00"],
+        ["unix:/run/client", "1", "2026-11-22 20:03:00", "2026-11-22 20:03:00", "/run/hello.sock"],
+    ]
+    assert "\nClients: 4, server ports: 4, with errors: 0\n" in out
+    found = answer(log)
+    assert found["clients.count"] == 4
+    assert found["clients"][0] == {
+        "client.address": "198.51.100.1",
+        "network.transport": "tcp",
+        "addresses": 1,
+        "connections": 4,
+        "first": "2026-11-22T20:00:00.000000Z",
+        "last": "2026-11-22T20:03:00.000000Z",
+        "server.ports": [80, 443, 7878],
+        "server.addresses": [],
+    }
+    assert [(c["client.address"], c["network.transport"]) for c in found["clients"][1:]] == [
+        (None, "unix"),
+        (None, None),
+        (None, "pipe"),
+        ("/run/client", "unix"),
+    ]
+
+
+def test_top(log: Path) -> None:
+    """The others are counted, where not all are shown."""
+    process = Run()
+    for number in range(1, 62):
+        process.connection(f"192.0.2.{number}").summary(number, f"192.0.2.{number}")
+    _, out, _ = run(write(log, process.close()))
+    assert "\nClients: 61, " in out
+    assert len(tables(out)["client"]) == 21
+    rest = sum(number + 1 for number in range(1, 42))
+    assert f"\nand 41 others, with {rest} connections\n" in out
+    _, out, _ = run(log, "--top", 1)
+    assert tables(out)["client"][0][0] == "192.0.2.61"
+    assert "\nand 60 others, with 1,890 connections\n" in out
+    assert "others" not in run(log, "--top", 61)[1]
+    assert "client " not in run(log, "--top", 0)[1]
+    found = answer(log, "--top", 0)
+    assert (found["clients"], found["clients.count"]) == ([], 61)
+
+
+def test_sort(log: Path) -> None:
+    """Who is new, or came last, can stand at the top."""
+    process = Run()
+    for second, client in enumerate("abcbac"):
+        process.now = second
+        process.connection(client)
+    process.connection("b")
+    write(log, process.close())
+    for arguments, order in (
+        ([], "bac"),
+        (["--sort", "connections"], "bac"),
+        (["--sort", "first"], "cba"),
+        (["--sort", "last"], "bca"),
+    ):
+        found = answer(log, *arguments)
+        assert "".join(c["client.address"] for c in found["clients"]) == order
+
+
+def test_ports(log: Path) -> None:
+    """Ports are sorted as numbers and never cut, and those that have no room are counted."""
+    process = Run()
+    for port in [*range(50001, 50010), 8080, 9000]:
+        process.connection("192.0.2.1", **{"server.port": port})
+    for port in range(1, 1001):
+        process.connection("192.0.2.2", **{"server.port": port})
+    process.connection("192.0.2.3", **{"server.port": None, "server.address": "/run/" + "x" * 99})
+    _, out, _ = run(write(log, process.close()))
+    told = {row[0]: row[-1] for row in tables(out)["client"]}
+    assert told["192.0.2.1"] == "8080 9000 50001 50002 50003 50004 50005 50006 and 3 more"
+    assert told["192.0.2.2"] == "1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 and 982 more"
+    assert told["192.0.2.3"] == "/run/" + "x" * 37 + "..."
+    assert "\nand 992 others, with 992 connections\n" in out
+    ports = {c["client.address"]: c["server.ports"] for c in answer(log)["clients"]}
+    assert ports["192.0.2.1"] == [8080, 9000, *range(50001, 50010)]
+    assert ports["192.0.2.2"] == list(range(1, 1001))
+
+
+def test_servers_and_errors(log: Path) -> None:
+    """Connections are told by the port that they reached, and by what was wrong with them."""
+    process = Run().connection("192.0.2.1").connection("192.0.2.1").connection("192.0.2.2")
+    process.now = 60
+    process.connection("192.0.2.3", **{"server.port": 80, "error.type": "proxy_header_invalid"})
+    process.connection("192.0.2.3", **{"server.port": 80, "error.type": "proxy_header_timeout"})
+    process.summary(40, "192.0.2.1").summary(7, "192.0.2.2", **{"server.port": 80})
+    process.summary(2, "192.0.2.2", **{"server.port": [1, 2], "error.type": "proxy_header_timeout"})
+    _, out, _ = run(write(log, process.close()))
+    assert "\nClients: 3, server ports: 2, with errors: 4\n" in out
+    second, last = "2026-11-22 20:01:00", "2026-11-22 20:01:30"
+    assert tables(out)["server port"] == [
+        ["unknown", "42", "2", second, last],
+        ["80", "9", "2", second, last],
+        ["7878", "3", "2", "2026-11-22 20:00:00", "2026-11-22 20:00:00"],
+    ]
+    assert tables(out)["error"] == [
+        ["proxy_header_timeout", "3", "2", second, last],
+        ["proxy_header_invalid", "1", "1", second, second],
+    ]
+    found = answer(log)
+    assert found["servers"][1] == {
+        "server.port": 80,
+        "server.address": None,
+        "connections": 9,
+        "clients": 2,
+        "first": at(60),
+        "last": at(90),
+    }
+    assert found["errors"][1] == {
+        "error.type": "proxy_header_invalid",
+        "connections": 1,
+        "clients": 1,
+        "first": at(60),
+        "last": at(60),
+    }
+
+
+def test_ipv6(log: Path) -> None:
+    """A /64 is one client. One that has one address, as far as is known, is shown as that."""
+    process = Run()
+    for host in ("1", "2", "2"):
+        process.connection(f"2001:db8:0:1::{host}")
+    process.connection("2001:db8:0:2::7").connection("2001:db8:0:2::7")
+    process.connection("2001:db8:0:3::1").summary(3, "2001:db8:0:3::/64")
+    process.summary(9, "2001:db8:0:4::/64")
+    for address in ("fe80::1%eth0", "fe80::1%eth1", "::1", "::1"):
+        process.connection(address)
+    process.summary(8, "::1")
+    _, out, _ = run(write(log, process.close()))
+    assert [row[:2] for row in tables(out)["client"]] == [
+        ["::1", "10"],
+        ["2001:db8:0:4::/64", "9"],
+        ["2001:db8:0:3::/64", "4"],
+        ["2001:db8:0:1::/64 (2 addresses)", "3"],
+        ["2001:db8:0:2::7", "2"],
+        ["fe80::1%eth0", "1"],
+        ["fe80::1%eth1", "1"],
+    ]
+    addresses = [client["addresses"] for client in answer(log)["clients"]]
+    assert addresses == [1, 0, 1, 2, 1, 1, 1]
+
+
+CLIENTS: list[IAddress] = [
+    *(IPv4Address("TCP", host, 1) for host in ("127.0.0.1", "192.0.2.1", "not an: address")),
+    IPv4Address("UDP", "192.0.2.1", 1),
+    *(
+        IPv6Address("TCP", host, 1)
+        for host in (
+            *("::1", "::2", "2001:db8::1", "2001:db8::2", "2001:db8:0:0:8000::", "2001:db8:0:1::"),
+            *("fe80::1%eth0", "fe80::1%eth1", "febf::1", "fec0::1", "64:ff9b::192.0.2.1", "::%1"),
+            *("2001:db8::1%eth0", "1:0:0:0:1:0:0:0", "0:0:1::", "not: an address", "::/64"),
+        )
+    ),
+    *(UNIXAddress(name) for name in (b"127.0.0.1", b"2001:db8::1", b"\0a", b"\\", b"/64", None)),
+]
+
+
+def test_identity(log: Path) -> None:
+    """Clients are told apart as summaries tell them apart, with and without records of each."""
+    server = IPv4Address("TCP", "192.0.2.99", 7878)
+    for perClient in (0, 1, 9):
+        records: list[Connection] = []
+        summaries = Summaries(records.append, perClient, reactor=Clock())
+        for number, client in enumerate(CLIENTS * 3):
+            summaries(Connection(float(number), client, server))
+        summaries.close()
+        log.write_text("".join(record.json() + "\n" for record in records))
+        found = answer(log, "--top", 99)
+        told = [
+            (clientIdentity(c["network.transport"], c["client.address"]), c["connections"])
+            for c in found["clients"]
+        ]
+        names = [Connection(0, client, server).fields() for client in CLIENTS]
+        identities = [
+            clientIdentity(str(name["network.transport"]), name.get("client.address"))  # type: ignore[arg-type]
+            for name in names
+        ]
+        assert sorted(told) == sorted(
+            (each, 3 * identities.count(each)) for each in set(identities)
+        )
+        assert found["clients.count"] == len(told)
+
+
+def addresses() -> Iterator[str]:
+    """Yield IPv6 addresses of all forms, and texts that look like one."""
+    random = Random(7)
+    for number in range(20_000):
+        groups = [random.choice((0, 0, 1, 0x20, 0xFFFF, random.getrandbits(16))) for _ in range(8)]
+        groups[0] = random.choice((0x2001, 0x2001, 0x3FFF, 0xFE80, 0x64, groups[0]))
+        text = inet_ntop(AF_INET6, b"".join(group.to_bytes(2, "big") for group in groups))
+        if number % 3:
+            yield text
+            continue
+        place = random.randrange(len(text))
+        yield random.choice(
+            (
+                text[:place]
+                + random.choice((":", "0", "::", "g", "%", "F", ".", "00"))
+                + text[place:],
+                text[:place] + text[place + 1 :],
+                text.upper(),
+                f"{text}%eth0",
+                ":".join(f"{group:04x}" for group in groups),
+                ":".join(f"{group:x}" for group in groups),
+            )
+        )
+
+
+def test_identity_of_any_address(log: Path) -> None:
+    """Of IPv6 addresses in any form, and of what is none, the client is the same as elsewhere."""
+    process, expected = Run(None), Counter[str]()
+    for address in addresses():
+        process.connection(address)
+        expected[clientIdentity("tcp", address)] += 1
+    clients = answer(write(log, process), "--top", 100_000)["clients"]
+    told = {clientIdentity("tcp", c["client.address"]): c["connections"] for c in clients}
+    assert told == expected
+    assert len(told) == len(clients)
+
+
+def test_unix_client_that_is_named_as_an_address(log: Path) -> None:
+    """A UNIX client is not the TCP client of that name, in no table."""
+    process = Run().connection("203.0.113.7").connection("203.0.113.7")
+    process.connection("203.0.113.7", **{"network.transport": "unix"})
+    process.summary(5, "203.0.113.7", **{"network.transport": "unix"})
+    _, out, _ = run(write(log, process.close()))
+    clients = [row[:2] for row in tables(out)["client"]]
+    assert clients == [["unix:203.0.113.7", "6"], ["203.0.113.7", "2"]]
+
+
+@pytest.mark.parametrize(
+    ("step", "count", "unit", "first", "last"),
+    [
+        (60, 100, "minute", "2026-11-22 20:00", "2026-11-22 21:39"),
+        (3600, 90, "hour", "2026-11-22 20:00", "2026-11-26 13:00"),
+        (86400, 100, "day", "2026-11-22", "2027-03-01"),
+        (86400 * 365, 9, "year", "2026", "2034"),
+    ],
+)
+def test_bars(log: Path, step: int, count: int, unit: str, first: str, last: str) -> None:
+    """The span chooses what a bar is; the longest is the most; empty times in between are short."""
+    process = Run()
+    for number in range(count):
+        process.now = number * step
+        if number != 5:
+            process.connection()
+    process.summary(9)
+    _, out, _ = run(write(log, process), "--svg", log.with_suffix(".svg"))
+    head, *bars = out.strip().split("\n\n")[-1].splitlines()
+    assert head == f"connections by {unit}, UTC"
+    assert len(bars) == count
+    assert bars[0].split("  ")[0] == first
+    assert bars[-1].split("  ")[0] == last
+    assert [bar.count("#") for bar in (bars[0], bars[-1])] == [5, 45]
+    assert bars[5] == "..."
+    timeline = answer(log)["timeline"]
+    assert (timeline["unit"], len(timeline["bars"])) == (unit, count - 1)
+    assert timeline["bars"][0]["connections"] == 1
+    assert timeline["bars"][-1]["start"].startswith(last.replace(" ", "T"))
+    svg = ElementTree.parse(log.with_suffix(".svg")).getroot()
+    texts = [element.text for element in svg.iter("{http://www.w3.org/2000/svg}text")]
+    assert texts == [f"connections by {unit}, UTC: 10 at most", first, last]
+    rects = list(svg.iter("{http://www.w3.org/2000/svg}rect"))
+    assert len(rects) == count - 1
+    assert [rect[0].text for rect in (rects[0], rects[-1])] == [f"{first}: 1", f"{last}: 10"]
+    for rect in rects:
+        assert 0 <= float(rect.attrib["x"]) <= 800
+        assert float(rect.attrib["y"]) + float(rect.attrib["height"]) == pytest.approx(200)
+    assert float(rects[-1].attrib["height"]) == 200
+
+
+def test_seconds(log: Path) -> None:
+    """Times have seconds where the span is short."""
+    process = Run().connection()
+    process.now = 7200
+    out = run(write(log, process.connection()))[1]
+    assert re.findall(r"^192.*(2026.{16,18}) +7878$", out, re.MULTILINE)
+    assert tables(out)["client"][0][3] == "2026-11-22 22:00:00"
+    process.now = 7201
+    out = run(write(log, process.connection()))[1]
+    assert tables(out)["client"][0][3] == "2026-11-22 22:00"
+
+
+@pytest.mark.parametrize("content", ["", "\n"])
+def test_nothing(log: Path, content: str) -> None:
+    """A log without a record is no error, and its drawing is one without bars."""
+    log.write_text(content)
+    found = answer(log)
+    assert (found["connections"], found["runs"], found["status"]) == (0, [], 0)
+    status, out, err = run(log, "--svg", log.with_suffix(".svg"))
+    totals = "Connections: 0, recorded: 0, summarized: 0, lost: 0, missing: 0\n"
+    assert (status, err) == (0, "")
+    assert out == f"{totals}Clients: 0, server ports: 0, with errors: 0\n"
+    assert len(ElementTree.parse(log.with_suffix(".svg")).getroot()) == 1
+
+
+def test_many_runs(log: Path) -> None:
+    """Of many runs, the text has the newest and those with something missing, and few notes."""
+    runs = []
+    for number in range(50):
+        runs.append(Run(f"{number:012}").connection().vanish(number == 3).connection())
+    _, out, _ = run(write(log, *runs))
+    assert re.findall(r"^(\d{12}) ", out, re.MULTILINE) == [
+        f"{number:012}" for number in (3, *range(30, 50))
+    ]
+    assert "\nand 29 older, with none known to be missing\n" in out
+    assert len(re.findall("^Run .* was not closed", out, re.MULTILINE)) == 20
+    assert "\nThe same goes for 30 more runs.\n" in out
+    assert len(answer(log)["runs"]) == 50
+
+
+def test_hostile(log: Path) -> None:
+    """Nothing in a log can break the terminal or the drawing; scripts get it whole."""
+    process = Run(HOSTILE, **{"host.name": HOSTILE * 99})
+    process.connection(HOSTILE, **{"server.port": None, "server.address": HOSTILE})
+    process.connection("<&>" + "x" * 10_000, **{"error.type": HOSTILE})
+    raw = process.lines[-1].replace("192.0.2.1", HOSTILE.replace("\0", ""))
+    status, out, err = run(write(log, process, also=raw), "--svg", log.with_suffix(".svg"))
+    assert (status, err) == (3, "")
+    assert re.fullmatch(r"[ -~\n]*", out)
+    assert r"\x1b[31m\u202e\x07\x00\u05d0\u200b" in out
+    assert max(map(len, out.splitlines())) < 250
+    assert HOSTILE in [client["client.address"] for client in answer(log)["clients"]]
+    ElementTree.parse(log.with_suffix(".svg"))
+    status, out, err = run(f"{log}{HOSTILE.replace(chr(0), '')}")
+    assert (status, out) == (2, "")
+    assert re.fullmatch(r"[ -~]*\n", err)
+
+
+def test_forged(log: Path) -> None:
+    """Forged records change what is counted, and keep nobody from the report."""
+    process = Run()
+    forgeries: dict[str, list[Any]] = {
+        "timestamp": ["infinity", "290000-01-01", "0044-03-15 (BC)", "0001-01-01", 5],
+        "sequence": [2**63 - 1, -(2**63), 10**40, {"a": 1}],
+        "service.instance.id": [["x"], ""],
+        "client.address": [{"a": [None, "\ud800"]}, 7, "", ":", "::::::::::"],
+        "network.transport": [None, 7, "unix", "pipe"],
+        "server.port": [-1e300, "http", [80, 443]],
+        "process.pid": [-1, 2**62],
+    }
+    for name, values in forgeries.items():
+        for value in values:
+            process.connection(**{name: value})
+    process.connection(timestamp="9999-12-31T23:59:59.999999Z")
+    for number, count in enumerate((-5, 0, 2**63 - 1, 10**40, "many", None)):
+        forged = Run(f"{number}")
+        forged.write("Connections summarized", sequence=1, count=count)
+        numbers = {"sequence.first": count, "sequence.last": count}
+        forged.write("Connections not recorded", count=count, connections=count, **numbers)
+        last = {"sequence.last": count}
+        forged.write("Connection log closed", connections=count, recorded=count, lost=count, **last)
+        process.lines += forged.lines
+    process.lines *= 2
+    for arguments in (["--svg", log.with_suffix(".svg")], ["--json"], ["--since", "1000-01-01"]):
+        status, out, _ = run(*arguments, write(log, process))
+        assert status == 1
+        assert out
