@@ -730,6 +730,30 @@ def test_write_that_is_stuck(
     ]
 
 
+def test_end_just_after_a_look(
+    tmp_path: Path, reactor: FakeReactor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whenever a log ends, its threads do, so that it can be opened again."""
+    timedOut, ended = threading.Event(), threading.Event()
+
+    class Paused(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            found = super().wait(timeout)
+            if not found and threading.current_thread().name == "connection log watch":
+                timedOut.set()
+                ended.wait(20)
+            return found
+
+    monkeypatch.setattr(module, "Event", Paused)
+    Watched(monkeypatch)
+    log = ConnectionLog(tmp_path / "log", reactor=reactor)
+    log(CONNECTION)
+    assert timedOut.wait(20)
+    close(log, reactor)
+    ended.set()
+    untilThreadsEnd([])
+
+
 def test_log_that_has_nothing_to_write(
     tmp_path: Path, reactor: FakeReactor, said: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -407,9 +407,9 @@ class ConnectionLog:
         pause = MAX_WAIT
         while True:
             self._busy.wait()
+            self._busy.clear()
             if self._ended.wait(pause):
                 return
-            self._busy.clear()
             now = monotonic()
             with self._lock:
                 oldest = self._queuedAt if self._lines else None
