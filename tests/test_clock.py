@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+from time import monotonic
 
 import pytest
 from twisted.internet.abstract import FileDescriptor
@@ -14,7 +15,7 @@ from twisted.internet.task import deferLater
 from twisted.internet.testing import MemoryReactorClock
 from zope.interface.verify import verifyObject
 
-from hello_listen._clock import MonotonicClock, monotonicClock
+from hello_listen._clock import MonotonicClock, monotonicClock, waitFor
 from reactors import HOUR, Stepping
 
 pytestmark = pytest.mark.unix
@@ -138,3 +139,22 @@ def test_shared(stepping: Stepping) -> None:
     assert monotonicClock(stepping) is monotonicClock(stepping)
     memory = MemoryReactorClock()
     assert monotonicClock(memory) is memory
+
+
+class Untimed(threading.Event):
+    """An event whose own wait would go by the system's time, as on Python 3.10."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Fail."""
+        raise AssertionError("waits by the system's time")
+
+
+def test_wait_for_an_event() -> None:
+    """A wait ends with the event, or when its time is over."""
+    event = Untimed()
+    start = monotonic()
+    assert not waitFor(event, 0.03)
+    assert monotonic() >= start + 0.03
+    threading.Timer(0.03, event.set).start()
+    assert waitFor(event, HOUR)
+    assert waitFor(event, 0)

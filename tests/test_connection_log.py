@@ -27,6 +27,7 @@ from hello_listen import (
     __version__,
 )
 from hello_listen import connection_log as module
+from hello_listen._clock import waitFor
 from hello_listen.log_file import LogFile
 from hello_listen.summaries import Summary
 from output import Output
@@ -736,15 +737,14 @@ def test_end_just_after_a_look(
     """Whenever a log ends, its threads do, so that it can be opened again."""
     timedOut, ended = threading.Event(), threading.Event()
 
-    class Paused(threading.Event):
-        def wait(self, timeout: float | None = None) -> bool:
-            found = super().wait(timeout)
-            if not found and threading.current_thread().name == "connection log watch":
-                timedOut.set()
-                ended.wait(20)
-            return found
+    def wait(event: threading.Event, seconds: float) -> bool:
+        found = waitFor(event, seconds)
+        if not found and threading.current_thread().name == "connection log watch":
+            timedOut.set()
+            ended.wait(20)
+        return found
 
-    monkeypatch.setattr(module, "Event", Paused)
+    monkeypatch.setattr(module, "waitFor", wait)
     Watched(monkeypatch)
     log = ConnectionLog(tmp_path / "log", reactor=reactor)
     log(CONNECTION)

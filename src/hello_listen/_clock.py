@@ -1,4 +1,4 @@
-"""Timers that no change of the system's time delays."""
+"""Timers and waits that no change of the system's time delays."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import cache, partial
 from math import ceil
 from select import poll
-from threading import Thread
+from threading import Event, Thread
 from time import monotonic
 from typing import Any
 
@@ -16,6 +16,9 @@ from zope.interface import implementer
 
 GRAIN = 0.005
 """Seconds by which a call may come later, so that one thread wakes the reactor for several."""
+
+SLICE = 0.02
+"""Seconds by which a wait for an event may end later."""
 
 
 @implementer(IReactorTime)
@@ -88,9 +91,7 @@ class MonotonicClock:
 
     def _sleep(self, due: float) -> None:
         """Wake the reactor at a time."""
-        # A lock's timeout may go by the system's time (Python 3.10), select(2) does not count the
-        # time that a process stands still, and libfaketime breaks time.sleep.
-        poll().poll(max(0.0, due - monotonic()) * 1000)
+        _sleep(max(0.0, due - monotonic()))
         self._reactor.callFromThread(self._run, due)
 
     def _run(self, due: float) -> None:
@@ -148,3 +149,24 @@ def monotonicClock(reactor: Any) -> Any:
     @param reactor: an L{IReactorTime}; one that threads cannot call, as in tests, is its own clock.
     """
     return MonotonicClock(reactor) if IReactorFromThreads.providedBy(reactor) else reactor
+
+
+def waitFor(event: Event, seconds: float) -> bool:
+    """
+    Wait for an event by the monotonic clock, and return whether it is set.
+
+    C{Event.wait} goes by the system's time before Python 3.11 (bpo-41710).
+
+    @param event: what another thread sets.
+    @param seconds: the timeout.
+    """
+    end = monotonic() + seconds
+    while not event.is_set() and (left := end - monotonic()) > 0:
+        _sleep(min(left, SLICE))
+    return event.is_set()
+
+
+def _sleep(seconds: float) -> None:
+    """Sleep."""
+    # select(2) does not count the time of a stopped process, and libfaketime breaks time.sleep.
+    poll().poll(seconds * 1000)

@@ -18,7 +18,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 import hello_listen
-from hello_listen._clock import monotonicClock
+from hello_listen._clock import monotonicClock, waitFor
 from hello_listen.connection import Connection, timestamp
 from hello_listen.log_file import LogFile
 
@@ -296,8 +296,11 @@ class ConnectionLog:
                 with suppress(OSError):  # The next write reports it.
                     self._file.reopen()
             if not closing:
-                self._wake.wait(HELD if self._failure else None)
-                self._closing.wait(BATCH)
+                if self._failure:
+                    waitFor(self._wake, HELD)
+                else:
+                    self._wake.wait()
+                waitFor(self._closing, BATCH)
                 self._wake.clear()
         if written:
             with self._lock:
@@ -336,7 +339,7 @@ class ConnectionLog:
                 written = self._file.write(batch, start)
             except OSError as error:
                 self._fail(error.strerror or str(error))
-                self._givenUp.wait(RETRY)
+                waitFor(self._givenUp, RETRY)
                 written = 0
             with self._lock:
                 if self._ended.is_set():
@@ -408,7 +411,7 @@ class ConnectionLog:
         while True:
             self._busy.wait()
             self._busy.clear()
-            if self._ended.wait(pause):
+            if waitFor(self._ended, pause):
                 return
             now = monotonic()
             with self._lock:
