@@ -25,9 +25,9 @@ from twisted.internet.testing import MemoryReactorClock, StringTransport
 from zope.interface.verify import verifyObject
 
 from hello_listen import HelloEndpoint, HelloFactory
-from hello_listen.accepting import HelloPort
+from hello_listen._port import HelloPort
+from hello_listen._proxy import ProxiedFactory, ProxiedProtocol
 from hello_listen.endpoint import BACKLOG
-from hello_listen.proxied import ProxiedFactory, ProxiedProtocol
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from zope.interface.verify import verifyObject
 
 from hello_listen import HelloEndpoint, HelloFactory, HelloService, ListenError, _inherited
 from hello_listen._inherited import warnOfUnserved
-from hello_listen.accepting import HelloPort
+from hello_listen._port import HelloPort
 from hello_listen.tap import Options, makeService
 
 pytestmark = pytest.mark.unix

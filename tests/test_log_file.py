@@ -14,8 +14,8 @@ import pytest
 from twisted.logger import capturedLogs, formatEvent
 
 from disks import Disk, isOpen
-from hello_listen import log_file as module
-from hello_listen.log_file import LogFile, standardStream
+from hello_listen import _log_file as module
+from hello_listen._log_file import LogFile, standardStream
 from output import Output
 
 

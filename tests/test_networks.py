@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hello_listen.networks import Networks
+from hello_listen._networks import Networks
 
 
 @pytest.mark.parametrize(

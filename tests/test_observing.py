@@ -11,7 +11,7 @@ from twisted.internet.task import Clock
 from twisted.logger import LogLevel, capturedLogs, formatEvent
 
 from hello_listen import Connection, ConnectionLog, HelloFactory, HelloService, Summaries, Summary
-from hello_listen.observing import FINISH_TIMEOUT, MAX_UNFINISHED, ObserverCalls
+from hello_listen._observing import FINISH_TIMEOUT, MAX_UNFINISHED, ObserverCalls
 from reactors import FakeReactor
 
 CLIENT = IPv4Address("TCP", "192.0.2.7", 51974)

@@ -19,7 +19,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from hello_listen import Connection, HelloEndpoint, HelloFactory, HelloService, ListenError
-from hello_listen.proxied import ProxiedFactory, pendingHeaders
+from hello_listen._proxy import ProxiedFactory, pendingHeaders
 
 
 @implementer(IListeningPort)

@@ -34,7 +34,7 @@ from zope.interface import implementer
 import hello_listen
 from disks import Disk
 from hello_listen import ConnectionLog, HelloFactory, ListenError, logConnection, tap
-from hello_listen.proxied import ProxiedProtocol
+from hello_listen._proxy import ProxiedProtocol
 from hello_listen.tap import Options, PluginService, makeService
 from output import Output
 from reactors import FakeReactor

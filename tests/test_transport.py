@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 from zope.interface.verify import verifyObject
 
 from hello_listen import Connection, HelloEndpoint, HelloFactory, HelloProtocol
-from hello_listen.transport import InPlaceTransport
+from hello_listen._transport import InPlaceTransport
 from turns import reactor, until
 
 pytestmark = pytest.mark.unix

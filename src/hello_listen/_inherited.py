@@ -13,7 +13,7 @@ from pathlib import Path
 from twisted.internet.endpoints import quoteStringArgument
 from twisted.logger import Logger
 
-from hello_listen.accepting import _address
+from hello_listen._port import _address
 from hello_listen.connection import addressText
 
 START = 3

@@ -13,7 +13,7 @@ from typing import Any
 from twisted.internet.error import CannotListenError
 from twisted.python.failure import Failure
 
-from hello_listen.log_file import lock
+from hello_listen._log_file import lock
 
 
 class UNIXReactor:

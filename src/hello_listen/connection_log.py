@@ -19,8 +19,8 @@ from twisted.logger import Logger
 
 import hello_listen
 from hello_listen._clock import monotonicClock, waitFor
+from hello_listen._log_file import LogFile
 from hello_listen.connection import Connection, timestamp
-from hello_listen.log_file import LogFile
 
 if TYPE_CHECKING:
     from hello_listen.summaries import Summary

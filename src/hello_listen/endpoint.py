@@ -18,14 +18,14 @@ from twisted.internet.protocol import Factory
 from zope.interface import implementer
 
 from hello_listen._inherited import InheritedSockets
+from hello_listen._networks import Networks
+from hello_listen._port import HelloPort
+from hello_listen._proxy import ProxiedFactory, pendingHeaders
 from hello_listen._tls import TLSReactor, checkCertificates, checkFiles
 from hello_listen._unix import UNIXReactor, UNIXSocket
-from hello_listen.accepting import HelloPort
+from hello_listen._words import corrected, knownTypes, listenReason, occupies, parseReason
 from hello_listen.connection import printable
-from hello_listen.networks import Networks
 from hello_listen.protocol import HelloFactory
-from hello_listen.proxied import ProxiedFactory, pendingHeaders
-from hello_listen.words import corrected, knownTypes, listenReason, occupies, parseReason
 
 BACKLOG = 2**31 - 1
 """More than any system's longest accept queue, which a longer one is cut to."""

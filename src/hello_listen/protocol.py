@@ -10,8 +10,8 @@ from twisted.internet.interfaces import IAddress, ITransport
 from twisted.internet.protocol import Protocol, ServerFactory
 from twisted.logger import Logger
 
+from hello_listen._observing import Observer, ObserverCalls, checkObserver
 from hello_listen.connection import NO_EXTENSIONS, Connection, Extensions, unmapped
-from hello_listen.observing import Observer, ObserverCalls, checkObserver
 
 if TYPE_CHECKING:
     from hello_listen.summaries import Summary

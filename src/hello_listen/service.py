@@ -15,10 +15,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from hello_listen._clock import monotonicClock
+from hello_listen._proxy import pendingHeaders
 from hello_listen.connection import addressText, unmapped
 from hello_listen.endpoint import HelloEndpoint, ListenError, SeveralPorts
 from hello_listen.protocol import HelloFactory
-from hello_listen.proxied import pendingHeaders
 
 Address = IPv4Address | IPv6Address | UNIXAddress | PipeAddress
 """An address that an endpoint listens on; the first two have C{host} and C{port}."""

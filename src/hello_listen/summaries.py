@@ -15,6 +15,8 @@ from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred
 
 from hello_listen._clock import monotonicClock
+from hello_listen._networks import Networks
+from hello_listen._observing import Observer, ObserverCalls, checkObserver
 from hello_listen.connection import (
     SUMMARIZED,
     Connection,
@@ -24,8 +26,6 @@ from hello_listen.connection import (
     network,
     timestamp,
 )
-from hello_listen.networks import Networks
-from hello_listen.observing import Observer, ObserverCalls, checkObserver
 
 PERIOD = 60.0
 """Seconds that a summary covers."""

@@ -20,11 +20,11 @@ from twisted.python.usage import UsageError
 
 import hello_listen
 from hello_listen._inherited import warnOfUnserved
+from hello_listen._log_file import standardStream
+from hello_listen._networks import Networks
+from hello_listen._process import SIGNALS, PluginService
 from hello_listen.connection_log import ConnectionLog
 from hello_listen.endpoint import PROXIED, HelloEndpoint
-from hello_listen.log_file import standardStream
-from hello_listen.networks import Networks
-from hello_listen.process import SIGNALS, PluginService
 from hello_listen.protocol import HelloFactory, logConnection
 from hello_listen.summaries import Summaries, networksByPort
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from crowd import Crowd
-from hello_listen.proxied import TIMEOUT
+from hello_listen._proxy import TIMEOUT
 from logs import counted, recorded
 from processes import (
     LOOPBACK,

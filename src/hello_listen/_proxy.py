@@ -18,10 +18,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from hello_listen._clock import monotonicClock
-from hello_listen.networks import Networks
+from hello_listen._networks import Networks
+from hello_listen._proxy_header import Header, HeaderError, parse
+from hello_listen._transport import ProxiedTransport, hangUp
 from hello_listen.protocol import HelloFactory, establish
-from hello_listen.proxy_header import Header, HeaderError, parse
-from hello_listen.transport import ProxiedTransport, hangUp
 
 TIMEOUT = 5.0
 """Seconds that a client or proxy has for its whole header."""

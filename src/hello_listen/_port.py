@@ -23,10 +23,10 @@ from zope.interface import implementer
 
 from hello_listen._clock import monotonicClock
 from hello_listen._drain import endConnections, handshakes, localName, refuseNew
+from hello_listen._proxy import ProxiedFactory, pendingHeaders
+from hello_listen._transport import EndedTransport, InPlaceTransport
 from hello_listen.connection import addressText, printable, unmapped
 from hello_listen.protocol import HelloFactory, HelloProtocol, establish
-from hello_listen.proxied import ProxiedFactory, pendingHeaders
-from hello_listen.transport import EndedTransport, InPlaceTransport
 
 SLICE = 32
 """Most connections that are accepted before the reactor reads from those it has, and most that are

@@ -28,13 +28,13 @@ from zope.interface.verify import verifyClass, verifyObject
 
 from hello_listen import Connection, HelloEndpoint, HelloFactory, HelloProtocol
 from hello_listen import _drain as drain
-from hello_listen import accepting as module
-from hello_listen import proxied as proxiedModule
+from hello_listen import _port as module
+from hello_listen import _proxy as proxyModule
 from hello_listen._drain import refuseNew
-from hello_listen.accepting import PAUSE, SLICE, HelloPort
+from hello_listen._port import PAUSE, SLICE, HelloPort
+from hello_listen._proxy import ProxiedFactory, pendingHeaders
+from hello_listen._transport import EndedTransport
 from hello_listen.connection import addressText
-from hello_listen.proxied import ProxiedFactory, pendingHeaders
-from hello_listen.transport import EndedTransport
 from turns import reactor, until
 
 pytestmark = pytest.mark.unix
@@ -588,7 +588,7 @@ def test_header_makes_room(
     besideSilent: Silent, monkeypatch: pytest.MonkeyPatch, late: bool
 ) -> None:
     """A header that has arrived, or arrives in time, costs nobody the place."""
-    monkeypatch.setattr(proxiedModule, "EVICTION_AGE", 20 if late else 0)
+    monkeypatch.setattr(proxyModule, "EVICTION_AGE", 20 if late else 0)
     seen, behind, plain, silent = besideSilent
     client = plain.connect()
     with Hog():
@@ -610,8 +610,8 @@ def test_header_makes_room(
 
 def test_shortage_that_lasts(besideSilent: Silent, monkeypatch: pytest.MonkeyPatch) -> None:
     """More silent clients than there is room for have less time, and others need not wait long."""
-    monkeypatch.setattr(proxiedModule, "EVICTION_AGE", 0.1)
-    monkeypatch.setattr(proxiedModule, "SHORTAGE_EVICTION_AGE", 0)
+    monkeypatch.setattr(proxyModule, "EVICTION_AGE", 0.1)
+    monkeypatch.setattr(proxyModule, "SHORTAGE_EVICTION_AGE", 0)
     seen, behind, _, silent = besideSilent
     clients = [behind.connect() for _ in range(40)]
     with Hog():

@@ -32,9 +32,8 @@ from twisted.python.failure import Failure
 from zope.interface import directlyProvides
 
 from hello_listen import Connection, HelloFactory
-from hello_listen.connection import NO_EXTENSIONS, Extensions, unmapped
-from hello_listen.networks import Networks
-from hello_listen.proxied import (
+from hello_listen._networks import Networks
+from hello_listen._proxy import (
     EVICTION_AGE,
     GRACE,
     RETRY,
@@ -43,7 +42,8 @@ from hello_listen.proxied import (
     ProxiedFactory,
     ProxiedProtocol,
 )
-from hello_listen.proxy_header import MAX_TEXT, HeaderError, crc32c, parse
+from hello_listen._proxy_header import MAX_TEXT, HeaderError, crc32c, parse
+from hello_listen.connection import NO_EXTENSIONS, Extensions, unmapped
 
 PROXY = IPv4Address("TCP", "10.0.0.2", 40112)
 HOST = IPv4Address("TCP", "10.0.0.1", 7878)
