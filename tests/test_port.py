@@ -842,11 +842,11 @@ class InFlight:
     ("interface", "host"),
     [
         ("127.0.0.1", "127.0.0.1"),
-        ("", "127.0.0.2"),
-        ("::1", "::1"),
-        ("::", "::1"),
+        pytest.param("", "127.0.0.2", marks=pytest.mark.slow),
+        pytest.param("::1", "::1", marks=pytest.mark.slow),
+        pytest.param("::", "::1", marks=pytest.mark.slow),
         ("::", "127.0.0.1"),
-        ("::ffff:127.0.0.1", "127.0.0.1"),
+        pytest.param("::ffff:127.0.0.1", "127.0.0.1", marks=pytest.mark.slow),
     ],
 )
 def test_handshake_that_is_half_done(serve: Serve, interface: str, host: str) -> None:

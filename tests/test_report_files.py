@@ -62,15 +62,19 @@ def between(middle: bytes) -> bytes:
     [
         (lambda: between(b"\0" * 5000), NUL, 3),
         (lambda: between(b"\0"), NUL, 3),
-        (lambda: between(b"\0" * (40 * MIB)), NUL, 3),
+        pytest.param(lambda: between(b"\0" * (40 * MIB)), NUL, 3, marks=pytest.mark.slow),
         (lambda: DATA[: CUT - 9] + b"\0" * 9 + DATA[CUT:], NUL, 2),
         (lambda: DATA + b"\0" * 5000, NUL, 3),
         (lambda: b"\0" * 5000 + DATA, NUL, 3),
         (lambda: packed(between(b"\0")), NUL, 3),
         (lambda: between(b"x" * (17 * MIB) + b"\n"), TOO_LONG, 3),
-        (lambda: between(b"x" * (40 * MIB) + b"\n"), TOO_LONG, 3),
-        (lambda: packed(between(b"x" * (40 * MIB) + b"\n")), TOO_LONG, 3),
-        (lambda: DATA[:CUT] + b"x" * (40 * MIB), TOO_LONG, 1),
+        pytest.param(
+            lambda: between(b"x" * (40 * MIB) + b"\n"), TOO_LONG, 3, marks=pytest.mark.slow
+        ),
+        pytest.param(
+            lambda: packed(between(b"x" * (40 * MIB) + b"\n")), TOO_LONG, 3, marks=pytest.mark.slow
+        ),
+        pytest.param(lambda: DATA[:CUT] + b"x" * (40 * MIB), TOO_LONG, 1, marks=pytest.mark.slow),
         (lambda: PACKED[:-8], TRUNCATED, 3),
         (lambda: PACKED[:-1], TRUNCATED, 3),
         (lambda: PACKED[:12], TRUNCATED, 0),

@@ -11,7 +11,9 @@ from expected import check
 pytest.importorskip("duckdb")
 
 
-@pytest.mark.parametrize("seed", range(0, 40, 8))
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(8, 40, 8))]
+)
 def test_counts(seed: int, tmp_path: Path) -> None:
     """Whatever was rotated, killed, copied, damaged or left out, the report says what is known."""
     for number in range(seed, seed + 8):

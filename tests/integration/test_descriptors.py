@@ -75,7 +75,9 @@ def test_more_headers_than_descriptors(limited: Start, tmp_path: Path, endpoint:
     assert len(server.lines) < LINES
 
 
-@pytest.mark.parametrize("holder", [f"haproxy:{LOOPBACK}", "haproxy:ssl:0:interface=127.0.0.1"])
+@pytest.mark.parametrize(
+    "holder", [slow(f"haproxy:{LOOPBACK}"), "haproxy:ssl:0:interface=127.0.0.1"]
+)
 def test_beside_clients_that_hold_descriptors(limited: Start, tmp_path: Path, holder: str) -> None:
     """Clients of another endpoint, who owe it their headers, cost nobody his record."""
     (tmp_path / "server.pem").write_text(makeCertificate(tmp_path) if "ssl" in holder else "")

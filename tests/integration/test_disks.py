@@ -102,7 +102,7 @@ def limit(server: Process, size: int) -> None:
 
 
 @needsRoot
-@pytest.mark.parametrize(("kind", "log"), [("tmpfs", "-"), slow("ext4", "log")])
+@pytest.mark.parametrize(("kind", "log"), [slow("tmpfs", "-"), slow("ext4", "log")])
 def test_full_disk(start: Start, tmp_path: Path, kind: str, log: str) -> None:
     """A full disk is one line, room again is one more, and the file is whole and has no hole."""
     with mounted(kind, tmp_path) as disk:

@@ -10,14 +10,20 @@ from pathlib import Path
 import pytest
 
 import hello_listen
-from processes import LOOPBACK, SCRIPTS, Start, addressOf, familyOf, makeCertificate
+from processes import LOOPBACK, SCRIPTS, Start, addressOf, familyOf, makeCertificate, slow
 
 pytestmark = pytest.mark.unix
 
 
 @pytest.mark.parametrize(
     "endpoint",
-    [LOOPBACK, f"haproxy:{LOOPBACK}", "unix:s", "ssl:0:interface=127.0.0.1", "haproxy:ssl:0"],
+    [
+        LOOPBACK,
+        slow(f"haproxy:{LOOPBACK}"),
+        slow("unix:s"),
+        slow("ssl:0:interface=127.0.0.1"),
+        "haproxy:ssl:0",
+    ],
 )
 def test_edit(start: Start, tmp_path: Path, endpoint: str) -> None:
     """Text that C{connectionMade} sends reaches the client; the connection is logged as before."""

@@ -56,6 +56,7 @@ def test_reader_that_goes_away(hello: Start, fifo: Path, reader: int) -> None:
     assert counted(output) == (101, 0, 101)
 
 
+@pytest.mark.slow
 def test_more_than_is_kept(start: Start, tmp_path: Path) -> None:
     """What exceeds the memory bound stands as a count in the log, where it is missing."""
     (tmp_path / "hello.tac").write_text(

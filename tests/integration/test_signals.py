@@ -169,7 +169,7 @@ def test_as_soon_as_clients_come(start: Start, tmp_path: Path, name: str) -> Non
     assert len(recorded(tmp_path / "log")) == 1 + (name == "SIGHUP")
 
 
-@pytest.mark.parametrize("how", [*map(slow, SIGNALS), "SIGHUP", "closed terminal"])
+@pytest.mark.parametrize("how", [*map(slow, SIGNALS), "SIGHUP", slow("closed terminal")])
 def test_end_under_load(terminal: Terminal, tmp_path: Path, how: str) -> None:
     """In a terminal, each signal ends it as SIGTERM does; so does the end of the terminal."""
     server = terminal.start(*TWISTD, *LOGGED)

@@ -202,7 +202,7 @@ def far(start: Start, endpoint: str) -> Iterator[Far]:
         os.close(descriptor)
 
 
-ENDPOINTS = ["tcp:0", "tcp6:0", "haproxy:tcp:0"]
+ENDPOINTS = [slow("tcp:0"), slow("tcp6:0"), "haproxy:tcp:0"]
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
