@@ -35,9 +35,9 @@ from hello_listen import Connection, HelloFactory
 from hello_listen._networks import Networks
 from hello_listen._proxy import (
     EVICTION_AGE,
-    GRACE,
-    RETRY,
-    TIMEOUT,
+    EVICTION_INTERVAL,
+    HEADER_TIMEOUT,
+    STALL_GRACE,
     PendingHeaders,
     ProxiedFactory,
     ProxiedProtocol,
@@ -121,7 +121,7 @@ class Server:
         before = len(self.seen)
         for chunk in chunks:
             protocol.dataReceived(chunk)
-        self.clock.advance(TIMEOUT)
+        self.clock.advance(HEADER_TIMEOUT)
         assert transport.disconnecting
         assert transport.value() == b""
         assert not self.factory.waiting
@@ -280,7 +280,7 @@ def test_header_names_the_client(header: bytes, text: str) -> None:
     assert connection.proxy == PROXY
     assert connection.error is None
     protocol.connectionLost()
-    server.clock.advance(TIMEOUT)
+    server.clock.advance(HEADER_TIMEOUT)
     assert len(server.seen) == 1
 
 
@@ -426,7 +426,7 @@ def test_hang_up_halfway(data: bytes) -> None:
     protocol, _ = server.connect()
     protocol.dataReceived(data)
     protocol.connectionLost()
-    server.clock.advance(TIMEOUT)
+    server.clock.advance(HEADER_TIMEOUT)
     assert [connection.error for connection in server.seen] == ["proxy_header_incomplete"]
     assert [connection.silent for connection in server.seen] == [not data]
 
@@ -535,7 +535,7 @@ def test_each_has_the_same_time() -> None:
     server.clock.advance(1)
     late = [server.connect()[1] for _ in range(100)]
     assert len(server.clock.getDelayedCalls()) == 1
-    server.clock.advance(TIMEOUT - 1)
+    server.clock.advance(HEADER_TIMEOUT - 1)
     assert early.disconnecting
     assert not any(transport.disconnecting for transport in late)
     server.clock.advance(0.9)
@@ -550,10 +550,10 @@ def test_process_that_stood_still() -> None:
     """What was sent meanwhile has a moment to arrive, which the silent wait for as well."""
     server = Server()
     (sending, _), (_, silent) = server.connect(), server.connect()
-    server.clock.advance(2 * TIMEOUT)
+    server.clock.advance(2 * HEADER_TIMEOUT)
     assert not server.seen
     sending.dataReceived(NAMED[0][0])
-    server.clock.advance(GRACE)
+    server.clock.advance(STALL_GRACE)
     assert silent.disconnecting
     assert [c.error for c in server.seen] == [None, "proxy_header_timeout"]
 
@@ -567,7 +567,7 @@ def test_time_is_when_it_was_accepted() -> None:
         between.append(time())
     protocols[0].dataReceived(NAMED[0][0])
     protocols[1].connectionLost()
-    server.clock.advance(TIMEOUT)
+    server.clock.advance(HEADER_TIMEOUT)
     times = [connection.time for connection in server.seen]
     assert all(
         start <= at <= end for at, (start, end) in zip(times, pairwise(between), strict=True)
@@ -591,12 +591,12 @@ def test_subclass_that_fails(counts: bool) -> None:
         (named, _), (lost, _) = server.connect(), server.connect()
         named.dataReceived(NAMED[0][0])
         lost.connectionLost()
-        evicting = Deferred.fromCoroutine(server.factory.pending.makeRoom(9, 0))
+        evicting = Deferred.fromCoroutine(server.factory.pending.evict(9, 0))
         transports = [server.connect()[1] for _ in range(2)]
-        server.clock.pump([EVICTION_AGE, RETRY])
+        server.clock.pump([EVICTION_AGE, EVICTION_INTERVAL])
         assert evicting.called
         transports += [server.connect()[1] for _ in range(2)]
-        server.clock.pump([TIMEOUT - EVICTION_AGE, EVICTION_AGE])
+        server.clock.pump([HEADER_TIMEOUT - EVICTION_AGE, EVICTION_AGE])
         transports += [server.connect()[1] for _ in range(2)]
         server.factory.doStop()
     assert all(each.disconnecting for each in transports)
@@ -620,10 +620,10 @@ def test_transport_that_fails() -> None:
     assert broken is not None
     broken.makeConnection(Broken(hostAddress=HOST, peerAddress=PROXY))
     with capturedLogs() as events:
-        server.clock.advance(TIMEOUT)
+        server.clock.advance(HEADER_TIMEOUT)
     assert [formatEvent(event) for event in events] == ["PROXY header not timed out"]
     _, transport = server.connect()
-    server.clock.advance(TIMEOUT)
+    server.clock.advance(HEADER_TIMEOUT)
     assert transport.disconnecting
     assert len(server.seen) == 2
 

@@ -330,7 +330,7 @@ class HelloPort(FileDescriptor):
                 if self._shortSince is None:
                     self._shortSince = now
                 lasts = now - self._shortSince
-                if evicted := await self._pending.makeRoom(self._evicting, lasts):
+                if evicted := await self._pending.evict(self._evicting, lasts):
                     self._evicting = min(2 * evicted, SLICE)
             else:
                 await deferLater(self._clock, PAUSE)

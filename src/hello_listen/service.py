@@ -87,8 +87,7 @@ class HelloService(Service):
     @property
     def headersWaiting(self) -> int:
         """How many connections wait for their PROXY header."""
-        pending = pendingHeaders(self.reactor)
-        return sum(protocol.factory.hello is self.factory for protocol in pending)
+        return pendingHeaders(self.reactor).countOfFactory(self.factory)
 
     def serveStatus(self, endpoint: IStreamServerEndpoint, factory: Any) -> None:
         """

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from crowd import Crowd
-from hello_listen._proxy import TIMEOUT
+from hello_listen._proxy import HEADER_TIMEOUT
 from logs import counted, recorded
 from processes import (
     LOOPBACK,
@@ -242,7 +242,7 @@ def test_headers_that_came_while_the_process_stood_still(
         until(lambda: isStopped(server.pid))
         for number, client in enumerate(clients[:50], 1):
             client.sendall(header(1, number))
-        threading.Event().wait(TIMEOUT + 0.2)
+        threading.Event().wait(HEADER_TIMEOUT + 0.2)
         server.kill(signal.SIGCONT)
         for client in clients:
             assert client.recv(1) == b""
