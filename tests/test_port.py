@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import select
+import shutil
 import socket
 import struct
 import sys
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from twisted.internet import tcp, unix
+from twisted.internet import tcp
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.error import ConnectionLost
 from twisted.internet.interfaces import IListeningPort, ITransport
@@ -27,13 +28,14 @@ from twisted.python.failure import Failure
 from zope.interface.verify import verifyClass, verifyObject
 
 from hello_listen import Connection, HelloEndpoint, HelloFactory, HelloProtocol
-from hello_listen import _drain as drain
-from hello_listen import _port as module
+from hello_listen import _drain as drainModule
 from hello_listen import _proxy as proxyModule
 from hello_listen._drain import refuseNew
-from hello_listen._port import PAUSE, SLICE, HelloPort
+from hello_listen._inherited import InheritedSocket
+from hello_listen._port import MAX_ACCEPTS, PAUSE, HelloPort
 from hello_listen._proxy import ProxiedFactory, pendingHeaders
-from hello_listen._transport import EndedTransport
+from hello_listen._transport import EndedTransport, socketAddress
+from hello_listen._unix import UNIXReactor
 from hello_listen.connection import addressText
 from turns import reactor, until
 
@@ -59,17 +61,14 @@ class Server:
         factory = make(self.hello)
         proxied = factory if isinstance(factory, ProxiedFactory) else None
         told = self.hello if make(self.hello) is not None else None
-        self.twisted: Any = None
         if owned is not None:
-            self.port = HelloPort(owned.fileno(), factory, told, through, proxied=proxied)
+            owner: Any = InheritedSocket(owned.fileno(), factory)
         elif isinstance(interface, Path):
-            self.twisted = unix.Port(bytes(interface), factory, 4096, reactor=reactor, wantPID=1)
+            owner = UNIXReactor().listenUNIX(str(interface), factory, 4096, wantPID=1)
         else:
-            self.twisted = tcp.Port(0, factory, 4096, interface, reactor)
-        if self.twisted is not None:
-            self.twisted.startListening()
-            fileno = self.twisted.fileno()
-            self.port = HelloPort(fileno, factory, told, through, self.twisted, proxied)
+            owner = tcp.Port(0, factory, 4096, interface, reactor)
+            owner.startListening()
+        self.port = HelloPort(owner, told, through, proxied, isInherited=owned is not None)
         self.factory = factory
         self.port.startListening()
 
@@ -150,7 +149,7 @@ def test_scope_of_an_address() -> None:
     """A link-local address keeps the name of its link, where that has one."""
     link = socket.if_indextoname(1)
     for scope, host in ((1, f"fe80::1%{link}"), (2**31 - 1, "fe80::1")):
-        address: Any = module._address(("fe80::1", 5, 0, scope))
+        address: Any = socketAddress(("fe80::1", 5, 0, scope))
         assert address.host == host
 
 
@@ -171,10 +170,10 @@ def test_in_place_after_an_observer_failed(serve: Serve) -> None:
 def test_slices(serve: Serve) -> None:
     """Whoever has sent something is read from before the whole queue is accepted."""
     server = serve(make=proxied)
-    clients = [server.connect(data=HEADER) for _ in range(SLICE + 1)]
+    clients = [server.connect(data=HEADER) for _ in range(MAX_ACCEPTS + 1)]
     server.port.doRead()
-    assert server.factory.waiting == SLICE
-    until(lambda: len(server.seen) == SLICE + 1)
+    assert server.factory.waiting == MAX_ACCEPTS
+    until(lambda: len(server.seen) == MAX_ACCEPTS + 1)
     assert {connection.clientAddress for connection in server.seen} == {"192.0.2.7"}
     assert all(map(ended, clients))
 
@@ -192,7 +191,7 @@ def test_page_one_at_a_time() -> None:
     factory = Factory.forProtocol(Recording)
     twisted = tcp.Port(0, factory, 50, "127.0.0.1", reactor)
     twisted.startListening()
-    port = HelloPort(twisted.fileno(), factory, None, reactor, twisted)
+    port = HelloPort(twisted, None, reactor)
     address: Any = port.getHost()
     clients = [socket.create_connection(("127.0.0.1", address.port)) for _ in range(3)]
     for number in range(1, 4):
@@ -237,7 +236,6 @@ class FailingProtocol(Protocol):
 def test_what_cannot_be_served(serve: Serve, known: bool) -> None:
     """Its connection is closed, and recorded with an error unless nobody wants records."""
     server = serve()
-    server.port._inPlace = False
     server.port._factory = Factory.forProtocol(FailingProtocol)
     server.port._hello = server.hello if known else None
     client = server.connect()
@@ -254,7 +252,6 @@ def test_what_cannot_be_served(serve: Serve, known: bool) -> None:
 def test_failures_do_not_fill_the_log(serve: Serve) -> None:
     """What fails for each client, as a bad TLS context does, is one line in all."""
     server = serve()
-    server.port._inPlace = False
     server.port._factory = Factory.forProtocol(FailingProtocol)
     clients = [server.connect() for _ in range(5)]
     with capturedLogs() as events:
@@ -273,7 +270,6 @@ def test_recorded_once_though_it_failed(serve: Serve) -> None:
             raise RuntimeError
 
     server = serve(make=lambda hello: hello)
-    server.port._inPlace = False
     server.hello.protocol = LateProtocol  # type: ignore[assignment]
     client = server.connect()
     with capturedLogs():
@@ -468,8 +464,8 @@ def test_header_on_its_way_at_a_stop(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, drain: float
 ) -> None:
     """A client that was accepted has a moment to send its header, however long ago that was."""
-    monkeypatch.setattr(module, "QUIET", 0.1)
-    monkeypatch.setattr(module, "DRAIN", drain)
+    monkeypatch.setattr(drainModule, "HEADER_GRACE", 0.1)
+    monkeypatch.setattr(drainModule, "HANDSHAKE_TIMEOUT", drain)
     server = serve(make=proxied)
     client = server.connect()
     until(lambda: server.factory.waiting)
@@ -733,7 +729,7 @@ def test_aborted_before_it_was_accepted(serve: Serve, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(socket.socket, "accept", abort)
     server.port.doRead()
-    assert not server.port._paused
+    assert not server.port.isPaused
     server.port.doRead()
     assert ended(client)
 
@@ -746,10 +742,10 @@ def test_drain(
     """Everyone in the queue is served before the port closes."""
     monkeypatch.setattr(sys, "platform", platform)
     server = serve(interface)
-    clients = [server.connect() for _ in range(SLICE + 8)]
+    clients = [server.connect() for _ in range(MAX_ACCEPTS + 8)]
     server.stop()
     assert all(map(ended, clients))
-    assert len(server.seen) == SLICE + 8
+    assert len(server.seen) == MAX_ACCEPTS + 8
     assert server.port.stopListening().called
 
 
@@ -794,7 +790,7 @@ def test_stop_while_clients_come(serve: Serve, monkeypatch: pytest.MonkeyPatch) 
 
 def test_stop_takes_its_longest(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """A queue that does not end, and is not served, is told of."""
-    monkeypatch.setattr(module, "LONGEST_DRAIN", 0)
+    monkeypatch.setattr(drainModule, "DRAIN_TIMEOUT", 0)
     server = serve()
     with server.connect(), capturedLogs() as events:
         server.stop()
@@ -870,8 +866,8 @@ def test_handshake_with_another_address(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, other: str
 ) -> None:
     """A stop does not wait for who connects to the same port of another address."""
-    monkeypatch.setattr(module, "DRAIN", 60.0)
-    monkeypatch.setattr(module, "LONGEST_DRAIN", 60.0)
+    monkeypatch.setattr(drainModule, "HANDSHAKE_TIMEOUT", 60.0)
+    monkeypatch.setattr(drainModule, "DRAIN_TIMEOUT", 60.0)
     server = serve()
     port = server.port._listener.getsockname()[1]
     family = socket.AF_INET6 if ":" in other else socket.AF_INET
@@ -882,7 +878,7 @@ def test_handshake_with_another_address(
 @needsLinux
 def test_handshake_that_stays_half_done(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stop does not wait for ever."""
-    monkeypatch.setattr(module, "DRAIN", 0.05)
+    monkeypatch.setattr(drainModule, "HANDSHAKE_TIMEOUT", 0.05)
     server = serve()
     with InFlight(*server.port._listener.getsockname()).client:
         server.stop()
@@ -891,8 +887,8 @@ def test_handshake_that_stays_half_done(serve: Serve, monkeypatch: pytest.Monkey
 
 def test_where_no_handshakes_are_shown(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stop waits until nobody has come for a while."""
-    monkeypatch.setattr(drain, "TABLE", "/no/such/file")
-    monkeypatch.setattr(module, "QUIET", 0.05)
+    monkeypatch.setattr(drainModule, "TABLE", "/no/such/file")
+    monkeypatch.setattr(drainModule, "HIDDEN_HANDSHAKE_GRACE", 0.05)
     server = serve()
     client = server.connect()
     server.port.doRead()
@@ -966,7 +962,7 @@ def test_connections_that_are_open_at_a_stop(lingering: Lingerers) -> None:
 
 def test_connections_that_stay_open(lingering: Lingerers, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are aborted, and their protocols know that before the stop is over."""
-    monkeypatch.setattr(drain, "CONNECTION_TIMEOUT", 0.05)
+    monkeypatch.setattr(drainModule, "CONNECTION_TIMEOUT", 0.05)
     server, protocols = lingering
     clients = [server.connect() for _ in range(2)]
     until(lambda: len(protocols) == 2)
@@ -981,16 +977,16 @@ def test_connections_that_stay_open(lingering: Lingerers, monkeypatch: pytest.Mo
 def test_unix_socket(serve: Serve, tmp_path: Path) -> None:
     """It is served in place; at the end its queue is served, and everyone else is refused."""
     server = serve(tmp_path / "s")
-    clients = [server.connect() for _ in range(SLICE + 8)]
+    clients = [server.connect() for _ in range(MAX_ACCEPTS + 8)]
     server.port.doRead()
-    assert len(server.seen) == SLICE
+    assert len(server.seen) == MAX_ACCEPTS
     stopped = server.port.stopListening()
     with socket.socket(socket.AF_UNIX) as late, pytest.raises(ConnectionRefusedError):
         late.connect(str(tmp_path / "s"))
     until(lambda: stopped.called)
     assert all(map(ended, clients))
     assert {connection.serverAddress for connection in server.seen} == {f"{tmp_path}/s"}
-    assert len(server.seen) == SLICE + 8
+    assert len(server.seen) == MAX_ACCEPTS + 8
     assert not list(tmp_path.iterdir())
 
 
@@ -1018,7 +1014,8 @@ def test_socket_that_another_process_shuts_down(
         owned.bind(("127.0.0.1", 0) if family == socket.AF_INET else f"{tmp_path}/s")
         owned.listen()
         memory = MemoryReactorClock()
-        port = HelloPort(owned.fileno(), make(HelloFactory()), None, memory)
+        inherited = InheritedSocket(owned.fileno(), make(HelloFactory()))
+        port = HelloPort(inherited, None, memory, isInherited=True)
         port.startListening()
         host = port.getHost()
         assert port.doRead() is None
@@ -1076,17 +1073,19 @@ def test_descriptors_of_a_port(serve: Serve, tmp_path: Path, kind: str, make: An
 
 def test_unix_socket_that_cannot_be_removed(tmp_path: Path) -> None:
     """The factory stops all the same, so that connections without a header are recorded."""
-    server = Server(tmp_path / "s", make=proxied)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    server = Server(folder / "s", make=proxied)
     client = server.connect()
     until(lambda: server.factory.waiting)
-    os.unlink(tmp_path / "s")
+    shutil.rmtree(folder)
+    folder.touch()
     failures: list[Failure] = []
     stopped = server.port.stopListening().addErrback(failures.append)
     until(lambda: stopped.called)
-    assert failures[0].check(FileNotFoundError)
+    assert failures[0].check(NotADirectoryError)
     assert [connection.error for connection in server.seen] == ["proxy_header_stopped"]
     assert ended(client)
-    server.twisted.socket.close()
 
 
 @pytest.mark.parametrize("family", ["AF_UNIX", "AF_INET"])
@@ -1142,9 +1141,9 @@ def test_reactor_that_stops() -> None:
     client = server.connect()
     with Hog():
         server.port.doRead()
-    assert server.port._paused
+    assert server.port.isPaused
     server.port.connectionLost(Failure(ConnectionError()))
-    until(lambda: not server.port._paused)
+    until(lambda: not server.port.isPaused)
     assert server.port not in reactor.getReaders()
     server.port.connectionLost(Failure(ConnectionError()))
     assert server.factory.numPorts == 0

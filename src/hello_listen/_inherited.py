@@ -9,11 +9,13 @@ import socket
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from twisted.internet.endpoints import quoteStringArgument
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
-from hello_listen._port import _address
+from hello_listen._transport import socketAddress
 from hello_listen.connection import addressText
 
 START = 3
@@ -60,6 +62,40 @@ class InheritedSockets:
             raise ValueError(f"no such socket was inherited{hint}")
         for descriptor in self.descriptors:
             _check(descriptor)
+
+
+class InheritedSocket:
+    """
+    An inherited socket and its factory, in the place of a port of Twisted's.
+
+    @ivar factory: the factory.
+    """
+
+    def __init__(self, descriptor: int, factory: Any) -> None:
+        """
+        Start a factory for a socket.
+
+        @param descriptor: the socket's descriptor.
+        @param factory: the factory.
+        """
+        self.factory = factory
+        self._descriptor = descriptor
+        factory.doStart()
+
+    def fileno(self) -> int:
+        """Return the descriptor."""
+        return self._descriptor
+
+    def stopReading(self) -> None:
+        """Do nothing: this does not read."""
+
+    def connectionLost(self, reason: Failure) -> None:
+        """
+        Stop the factory. The socket stays open, for it is the service manager's as well.
+
+        @param reason: the reason that the reactor gives.
+        """
+        self.factory.doStop()
 
 
 def warnOfUnserved(served: Collection[int]) -> None:
@@ -119,7 +155,7 @@ def _check(descriptor: int) -> tuple[str, str]:
         elif found.type != socket.SOCK_STREAM:
             problem = f"a {kind} socket: use ListenStream= in the socket unit"
         elif found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            return family.removeprefix("AF_"), addressText(_address(found.getsockname()))
+            return family.removeprefix("AF_"), addressText(socketAddress(found.getsockname()))
         else:
             problem = "a socket that does not listen"
             with suppress(OSError):

@@ -41,7 +41,6 @@ class UNIXReactor:
         port = UNIXSocket(os.fsencode(address), factory)
         try:
             port.bind(backlog, mode, bool(wantPID))
-            factory.doStart()
         except BaseException as error:
             port.release()
             if isinstance(error, OSError):
@@ -72,7 +71,7 @@ class UNIXSocket:
 
     def bind(self, backlog: int, mode: int, locks: bool) -> None:
         """
-        Bind the socket and listen. A file that a dead process left is removed.
+        Bind the socket, listen, and start the factory. A file that a dead process left is removed.
 
         @param backlog: the length of the accept queue.
         @param mode: the mode of the file.
@@ -97,6 +96,7 @@ class UNIXSocket:
             if locks and _makeLock(self._path + b".lock"):
                 self._files.insert(0, self._path + b".lock")
         self._listener.listen(backlog)
+        self.factory.doStart()
 
     def fileno(self) -> int:
         """Return the descriptor."""
@@ -113,8 +113,10 @@ class UNIXSocket:
 
         @raise OSError: the file cannot be removed.
         """
-        self.release()
-        self.factory.doStop()
+        try:
+            self.release()
+        finally:
+            self.factory.doStop()
 
     def release(self) -> None:
         """

@@ -17,7 +17,7 @@ from twisted.internet.interfaces import IAddress, IListeningPort, IStreamServerE
 from twisted.internet.protocol import Factory
 from zope.interface import implementer
 
-from hello_listen._inherited import InheritedSockets
+from hello_listen._inherited import InheritedSocket, InheritedSockets
 from hello_listen._networks import Networks
 from hello_listen._port import HelloPort
 from hello_listen._proxy import ProxiedFactory, pendingHeaders
@@ -128,13 +128,14 @@ class HelloEndpoint:
             for descriptor in self.descriptors:
                 if descriptor in [reader.fileno() for reader in reactor.getReaders()]:
                     raise ValueError("another endpoint serves this socket")
-                ports.append(HelloPort(descriptor, factory, hello, reactor, proxied=proxied))
+                inherited = InheritedSocket(descriptor, factory)
+                ports.append(HelloPort(inherited, hello, reactor, proxied, isInherited=True))
             if not ports:
                 port = await endpoint.listen(factory)
                 if not isinstance(port, (tcp.Port, UNIXSocket)):
                     isPort = IListeningPort.providedBy(port)
                     return port if isPort else _StandardIOPort(port, factory)
-                ports = [HelloPort(port.fileno(), port.factory, hello, reactor, port, proxied)]
+                ports = [HelloPort(port, hello, reactor, proxied)]
             for port in ports:
                 port.description = self.description
                 port.startListening()
