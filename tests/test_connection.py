@@ -7,20 +7,12 @@ from datetime import datetime, timezone
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from twisted.internet.address import HostnameAddress, IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IAddress
 from twisted.internet.stdio import PipeAddress
 
-from hello_listen import Connection
-from hello_listen.connection import (
-    SUMMARIZED,
-    Extensions,
-    addressText,
-    clientIdentity,
-    timestamp,
-    unmapped,
-)
-from hello_listen.summaries import Summary
+from hello_listen import Connection, Summary
+from hello_listen.connection import SUMMARY_MESSAGE, Extensions, timestamp
 
 V4 = IPv4Address("TCP", "127.0.0.1", 51974)
 V6 = IPv6Address("TCP", "::1", 7878)
@@ -49,30 +41,6 @@ def test_fields_of_unix() -> None:
     assert fields.keys().isdisjoint({"network.type", "client.address", "client.port"})
 
 
-@pytest.mark.parametrize(
-    ("address", "text"),
-    [
-        (V4, "127.0.0.1:51974"),
-        (V6, "[::1]:7878"),
-        (IPv6Address("TCP", "fe80::1%eth0", 7878), "[fe80::1%eth0]:7878"),
-        (UNIXAddress(b"/run/hello"), "unix:/run/hello"),
-        (UNIXAddress(b"\0hello"), "unix:@hello"),
-        (UNIXAddress(None), "unix:"),
-        (UNIXAddress(b""), "unix:"),
-        (PipeAddress(), "pipe:"),
-        (HostnameAddress(b"example.com", 80), "pipe:"),
-        (UNIXAddress(b"/a\nfake: line"), r"unix:/a\nfake: line"),
-        (UNIXAddress(b"/a\\n"), r"unix:/a\\n"),
-        (UNIXAddress("/\u202eevil".encode()), r"unix:/\u202eevil"),
-        (UNIXAddress(b"/\xff"), r"unix:/\udcff"),
-        (UNIXAddress("/é☃".encode()), r"unix:/\xe9\u2603"),
-    ],
-)
-def test_text(address: IAddress, text: str) -> None:
-    """An address reads as people write it, whatever kind it is, and stays on its line."""
-    assert addressText(address) == text
-
-
 def test_accessors() -> None:
     """What a connection has is there as plain text and numbers, what it lacks is None."""
     tcp = Connection(TIME, V4, V6, V4)
@@ -96,7 +64,7 @@ def test_summary() -> None:
     fields = json.loads(summary.json())
     assert fields.pop("timestamp").endswith("Z")
     assert fields == {
-        "message": SUMMARIZED,
+        "message": SUMMARY_MESSAGE,
         "count": 3,
         "timestamp.first": "2026-11-22T20:19:34.123456Z",
         "timestamp.last": "2026-11-22T20:19:35.123456Z",
@@ -137,50 +105,6 @@ def test_extensions() -> None:
     plain = Connection(TIME, V4, V6)
     assert Connection(TIME, V4, V6, extensions=extensions).fields() == plain.fields()
     assert plain.extensions.authority is None
-
-
-@pytest.mark.parametrize(
-    ("address", "expected"),
-    [
-        (IPv6Address("TCP", "::ffff:1.2.3.4", 5), IPv4Address("TCP", "1.2.3.4", 5)),
-        (IPv6Address("TCP", "::ffff:102:304", 5), IPv4Address("TCP", "1.2.3.4", 5)),
-        (IPv6Address("TCP", "::ffff:0:0:1", 5), IPv6Address("TCP", "::ffff:0:0:1", 5)),
-        (V4, V4),
-        (V6, V6),
-    ],
-)
-def test_unmapped(address: IAddress, expected: IAddress) -> None:
-    """An IPv4 client of an IPv6 socket is IPv4; everyone else stays who they are."""
-    assert unmapped(address) == expected
-
-
-@pytest.mark.parametrize(
-    ("transport", "address", "expected"),
-    [
-        ("tcp", "192.0.2.7", "192.0.2.7"),
-        ("udp", "192.0.2.7", "192.0.2.7"),
-        (None, "192.0.2.7", "192.0.2.7"),
-        ("tcp", "2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
-        ("tcp", "2001:db8:1:2::3%eth0", "2001:db8:1:2::/64"),
-        ("tcp", "2001:db8:1:2::/64", "2001:db8:1:2::/64"),
-        ("tcp", "fe80::1%eth0", "fe80::1%eth0"),
-        ("tcp", "fe80::1", "fe80::1"),
-        ("tcp", "febf::1%0", "febf::1%0"),
-        ("tcp", "fec0::1", "fec0::/64"),
-        ("tcp", "::1", "::1"),
-        ("tcp", "64:ff9b::c000:201", "64:ff9b::c000:201"),
-        ("tcp", "64:ff9b:1::1", "64:ff9b:1::/64"),
-        ("tcp", "some:body", "some:body"),
-        ("unix", "192.0.2.7", "unix:192.0.2.7"),
-        ("unix", "fe80::1", "unix:fe80::1"),
-        ("unix", None, "unix:"),
-        ("pipe", None, "pipe:"),
-        (None, None, ""),
-    ],
-)
-def test_identity(transport: str | None, address: str | None, expected: str) -> None:
-    """An IPv6 /64 is one client, but only where it is one network; a UNIX name is no IP address."""
-    assert clientIdentity(transport, address) == expected
 
 
 times = st.floats(0, 4e9)

@@ -29,7 +29,7 @@ from hello_listen import (
 from hello_listen import connection_log as module
 from hello_listen._clock import waitFor
 from hello_listen._log_file import LogFile
-from hello_listen.summaries import Summary
+from hello_listen.connection import Summary
 from output import Output
 from reactors import FakeReactor
 

@@ -30,13 +30,13 @@ from zope.interface.verify import verifyClass, verifyObject
 from hello_listen import Connection, HelloEndpoint, HelloFactory, HelloProtocol
 from hello_listen import _drain as drainModule
 from hello_listen import _proxy as proxyModule
+from hello_listen._addresses import addressText
 from hello_listen._drain import refuseNew
 from hello_listen._inherited import InheritedSocket
 from hello_listen._port import MAX_ACCEPTS, PAUSE, HelloPort
 from hello_listen._proxy import ProxiedFactory, pendingHeaders
 from hello_listen._transport import EndedTransport, socketAddress
 from hello_listen._unix import UNIXReactor
-from hello_listen.connection import addressText
 from turns import reactor, until
 
 pytestmark = pytest.mark.unix

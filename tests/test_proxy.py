@@ -32,6 +32,7 @@ from twisted.python.failure import Failure
 from zope.interface import directlyProvides
 
 from hello_listen import Connection, HelloFactory
+from hello_listen._addresses import unmapped
 from hello_listen._networks import Networks
 from hello_listen._proxy import (
     EVICTION_AGE,
@@ -43,7 +44,7 @@ from hello_listen._proxy import (
     ProxiedProtocol,
 )
 from hello_listen._proxy_header import MAX_TEXT, HeaderError, crc32c, parse
-from hello_listen.connection import NO_EXTENSIONS, Extensions, unmapped
+from hello_listen.connection import NO_EXTENSIONS, Extensions
 
 PROXY = IPv4Address("TCP", "10.0.0.2", 40112)
 HOST = IPv4Address("TCP", "10.0.0.1", 7878)

@@ -18,7 +18,7 @@ from twisted.internet.task import Clock
 
 from asked import answer, run
 from hello_listen import Connection, Summaries
-from hello_listen.connection import clientIdentity
+from hello_listen._addresses import clientIdentity
 from written import Run, at, write
 
 pytest.importorskip("duckdb")

@@ -31,7 +31,7 @@ from twisted.python.usage import UsageError
 from twisted.web.resource import Resource
 
 from hello_listen import Connection, HelloFactory, HelloService, ListenError
-from hello_listen.connection import addressText
+from hello_listen._addresses import addressText
 from hello_listen.status import Facts, StatusResource, Tally
 from hello_listen.status import site as siteModule
 from hello_listen.status.site import (

@@ -12,7 +12,8 @@ from typing import Literal
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IAddress
 
-from hello_listen.connection import NO_EXTENSIONS, Extensions, printable
+from hello_listen._addresses import printable
+from hello_listen.connection import NO_EXTENSIONS, Extensions
 
 # Numbers in brackets are sections of the specification:
 # https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt

@@ -17,7 +17,7 @@ from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IAddress, IStreamServerEndpointStringParser
 from twisted.plugin import getPlugins
 
-from hello_listen.connection import printable
+from hello_listen._addresses import printable
 
 # Python errors that the parsers leak, and readable replacements.
 _REASONS = (

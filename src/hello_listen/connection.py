@@ -1,34 +1,44 @@
-"""What is known of one connection: as fields, as JSON, as text."""
+"""The records of connections, as fields, as JSON and as text, and the texts of their messages."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import lru_cache
-from ipaddress import IPv6Address as IPv6
 from json import dumps
-from socket import AF_INET6, inet_ntop, inet_pton
+from math import ceil
+from time import time
 from typing import ClassVar
 
-from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.address import IPv4Address
 from twisted.internet.interfaces import IAddress
 
-MESSAGE = "Connection established!"
-SUMMARIZED = "Connections summarized"
+from hello_listen._addresses import (
+    IPV4_CHARACTERS,
+    addressIdentity,
+    addressText,
+    asciiText,
+    clientIdentity,
+    hostAndPort,
+    transportAndType,
+)
 
-_DOTTED = "0123456789."
-_NAT64 = inet_pton(AF_INET6, "64:ff9b::")[:12]
+CONNECTION_MESSAGE = "Connection established!"
+SUMMARY_MESSAGE = "Connections summarized"
+GAP_MESSAGE = "Connections not recorded"
+LOG_OPENED_MESSAGE = "Connection log opened"
+LOG_CLOSED_MESSAGE = "Connection log closed"
 
 _second = 0.0, "1970-01-01T00:00:00"
-"""The last second that L{timestamp} was asked for, and its text: one pair, as threads share it."""
+"""The cache of L{timestamp}, the last whole second and its text: one pair, as threads share it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Extensions:
     """
-    What a PROXY header (version 2) tells beside the addresses; L{None} where it does not.
+    The extensions (TLVs) of a PROXY header, version 2; L{None} for each that it lacks.
 
-    Each is escaped, so that it is printable, and has at most 255 characters before that.
+    Each has at most 255 characters, and is then escaped to be printable.
 
     @ivar authority: the host name that the client asked for, such as the SNI of its TLS.
     @ivar uniqueId: the proxy's own ID of the connection.
@@ -45,13 +55,13 @@ class Extensions:
 
     def fields(self) -> dict[str, str | int]:
         """
-        Return what is known under the names of the record.
+        Return the extensions that the header has, under their names in a record.
 
-        C{tls.client.server_name} is the Elastic Common Schema's: OpenTelemetry has replaced it by
-        C{server.address}, which is the address that the client reached. The others have no name
-        in either.
+        C{tls.client.server_name} is the Elastic Common Schema's name. OpenTelemetry has replaced it
+        by C{server.address}, which is here the address that the client reached. Neither has names
+        for the others.
         """
-        return known(
+        return withoutNone(
             {
                 "tls.client.server_name": self.authority,
                 "proxy_protocol.unique_id": self.uniqueId,
@@ -68,18 +78,18 @@ NO_EXTENSIONS = Extensions()
 @dataclass(slots=True)
 class Connection:
     """
-    One connection, as observers get it. Its text is the line that Twisted's log shows.
+    One connection, as observers get it. Its text is its line in Twisted's log.
 
-    @ivar time: when it was established, in seconds since the epoch.
-    @ivar client: who connected: an L{IPv4Address}, L{IPv6Address}, L{UNIXAddress} or a pipe's.
-        Behind a proxy, who the proxy says; with an C{error}, the socket's own peer.
+    @ivar time: when it was accepted, in seconds since the epoch.
+    @ivar client: the client's L{IPv4Address}, L{IPv6Address}, L{UNIXAddress} or L{PipeAddress}.
+        Behind a proxy, the address in the PROXY header; with an C{error}, the socket's own peer.
     @ivar server: the address that the client reached.
     @ivar proxy: the proxy that sent a valid PROXY header, or L{None}. For the proxy's own health
         checks, C{client} is the proxy.
-    @ivar error: what was wrong with the connection (OpenTelemetry's C{error.type}), or L{None}.
-    @ivar extensions: what the C{proxy} tells beside the addresses.
+    @ivar error: the kind of error (OpenTelemetry's C{error.type}), or L{None}.
+    @ivar extensions: the extensions of the PROXY header.
     @ivar silent: whether a PROXY header was expected and not one byte was received.
-    @cvar count: how many connections this is, as a summary tells of several.
+    @cvar count: the number of connections, 1; a L{Summary} has more.
     """
 
     time: float
@@ -124,31 +134,31 @@ class Connection:
     @property
     def transport(self) -> str:
         """C{tcp}, C{udp}, C{unix} or C{pipe}."""
-        return network(self.client)[0]
+        return transportAndType(self.client)[0]
 
     @property
     def networkType(self) -> str | None:
         """C{ipv4} or C{ipv6}; L{None} for UNIX sockets and pipes."""
-        return network(self.client)[1]
+        return transportAndType(self.client)[1]
 
     @property
     def identity(self) -> str:
-        """The client, as L{clientIdentity} tells it from others."""
-        return clientIdentity(self.transport, self.clientAddress)
+        """The client's identity, by which clients are counted: see L{clientIdentity}."""
+        return addressIdentity(self.client)
 
     def fields(self) -> dict[str, str | int]:
         """
-        Return what is known under OpenTelemetry's attribute names; what is unknown is left out.
+        Return the fields under OpenTelemetry's attribute names, without those that are unknown.
 
         See https://opentelemetry.io/docs/specs/semconv/registry/attributes/ for their meaning.
         """
-        kind = network(self.client)
+        transport, networkType = transportAndType(self.client)
         client, server, proxy = map(hostAndPort, (self.client, self.server, self.proxy))
         fields: dict[str, str | int | None] = {
             "timestamp": timestamp(self.time),
-            "message": MESSAGE,
-            "network.transport": kind[0],
-            "network.type": kind[1],
+            "message": CONNECTION_MESSAGE,
+            "network.transport": transport,
+            "network.type": networkType,
             "client.address": client[0],
             "client.port": client[1],
             "server.address": server[0],
@@ -159,7 +169,7 @@ class Connection:
         }
         if self.proxy is not None:
             fields |= self.extensions.fields()
-        return known(fields)
+        return withoutNone(fields)
 
     def json(self) -> str:
         """Return the fields as one line of ASCII JSON, without its end."""
@@ -169,15 +179,14 @@ class Connection:
             and self.error is None
             and type(client) is IPv4Address
             and type(server) is IPv4Address
-            # Twisted's own haproxy: takes any text for a host.
-            and not client.host.strip(_DOTTED)
+            and not client.host.strip(IPV4_CHARACTERS)
             and type(client.port) is int
             and (end := _plainEnd(server.host, server.port))
         ):
-            # What json.dumps would give, in 2 instead of 14 µs.
+            # Equal to json.dumps, in a seventh of the time.
             kind = "tcp" if client.type == "TCP" else "udp"
             return (
-                f'{{"timestamp": "{timestamp(self.time)}", "message": "{MESSAGE}", '
+                f'{{"timestamp": "{timestamp(self.time)}", "message": "{CONNECTION_MESSAGE}", '
                 f'"network.transport": "{kind}", "network.type": "ipv4", '
                 f'"client.address": "{client.host}", "client.port": {client.port}, {end}'
             )
@@ -185,7 +194,7 @@ class Connection:
 
     def __str__(self) -> str:
         """Return the message and both ends, as one line of printable ASCII."""
-        text = f"{MESSAGE} {addressText(self.client)} -> {addressText(self.server)}"
+        text = f"{CONNECTION_MESSAGE} {addressText(self.client)} -> {addressText(self.server)}"
         if self.proxy is not None:
             text += f" via {addressText(self.proxy)}"
             for name, value in self.extensions.fields().items():
@@ -194,29 +203,81 @@ class Connection:
         return f"{text} ({self.error})" if self.error else text
 
 
-def known(fields: dict[str, str | int | None]) -> dict[str, str | int]:
+@dataclass(slots=True)
+class Summary:
+    """
+    Several connections of one client. Its text is its line in Twisted's log.
+
+    @ivar count: the number of connections.
+    @ivar first: when the first was accepted, in seconds since the epoch.
+    @ivar last: when the last was.
+    @ivar clientAddress: an IPv4 address, an IPv6 network such as C{2001:db8:1:2::/64} or address
+        (see L{clientIdentity}), or the name of a UNIX socket; L{None} for UNIX clients without a
+        name, and for all clients beyond the most that are counted apart.
+    @ivar transport: C{tcp}, C{udp}, C{unix} or C{pipe}; L{None} if the connections differ.
+    @ivar networkType: C{ipv4} or C{ipv6}; L{None} for others, and if the connections differ.
+    @ivar error: the kind of error (C{error.type}) of each connection, or L{None}.
+    """
+
+    count: int
+    first: float
+    last: float
+    clientAddress: str | None
+    transport: str | None
+    networkType: str | None
+    error: str | None = None
+
+    @property
+    def identity(self) -> str:
+        """The client's L{clientIdentity}; C{""} for several clients."""
+        return clientIdentity(self.transport, self.clientAddress)
+
+    def fields(self) -> dict[str, str | int]:
+        """Return the fields under the connection log's names, without those that are unknown."""
+        fields: dict[str, str | int | None] = {
+            "timestamp": timestamp(time()),
+            "message": SUMMARY_MESSAGE,
+            "count": self.count,
+            "timestamp.first": timestamp(self.first),
+            "timestamp.last": timestamp(self.last),
+            "network.transport": self.transport,
+            "network.type": self.networkType,
+            "client.address": self.clientAddress,
+            "error.type": self.error,
+        }
+        return withoutNone(fields)
+
+    def json(self) -> str:
+        """Return the fields as one line of ASCII JSON, without its end."""
+        return dumps(self.fields())
+
+    def __str__(self) -> str:
+        """Return the message, the count, the client and the period, as one line of ASCII."""
+        text = f"{SUMMARY_MESSAGE}: {self.count}"
+        if self.identity:
+            text += f" from {asciiText(self.identity)}"
+        text += f" in {ceil(self.last - self.first) or 1} s"
+        return f"{text} ({self.error})" if self.error else text
+
+
+def withoutNone(fields: dict[str, str | int | None]) -> dict[str, str | int]:
     """Return the fields that have a value."""
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def asciiText(text: str) -> str:
-    """Escape what is not ASCII: a log in another encoding than UTF-8 would drop the whole line."""
-    return text.encode("ascii", "backslashreplace").decode("ascii")
-
-
 @lru_cache(maxsize=100, typed=True)
 def _plainEnd(host: str, port: int) -> str:
-    """Return the end of a record whose server's host is IPv4 and whose port is a number, or ''."""
-    if host.strip(_DOTTED) or type(port) is not int:
+    """Return the end of a record if the server has an IPv4 host and a numeric port, else ''."""
+    if host.strip(IPV4_CHARACTERS) or type(port) is not int:
         return ""
     return f'"server.address": "{host}", "server.port": {port}}}'
 
 
 def timestamp(seconds: float) -> str:
     """
-    Return a time as RFC 3339 has it: in UTC, with microseconds, rounded half to even.
+    Return a time in the format of RFC 3339: UTC, microseconds, rounded half to even.
 
-    @param seconds: since the epoch.
+    @param seconds: the time, in seconds since the epoch.
     """
     global _second
     whole = seconds // 1
@@ -229,81 +290,3 @@ def timestamp(seconds: float) -> str:
         text = datetime.fromtimestamp(whole, timezone.utc).isoformat()[:19]
         _second = whole, text
     return "%s.%06.0fZ" % (text, microseconds)  # noqa: UP031 # An f-string takes longer.
-
-
-def unmapped(address: IAddress) -> IAddress:
-    """Return an IPv4-mapped IPv6 address (RFC 4291, 2.5.5.2) as IPv4, any other as it is."""
-    if isinstance(address, IPv6Address) and address.host.startswith("::ffff:"):
-        mapped = IPv6(address.host).ipv4_mapped
-        if mapped is not None:
-            return IPv4Address(address.type, str(mapped), address.port)
-    return address
-
-
-def clientIdentity(transport: str | None, address: str | None) -> str:
-    """
-    Return the client that the C{network.transport} and C{client.address} of a record name.
-
-    That is an IPv4 address, the /64 network of an IPv6 address, or C{unix:} or C{pipe:} and the
-    name of the socket, if any. An IPv6 address is a client of its own where its /64 is not one
-    network: link-local (RFC 4291, 2.5.6; with the interface), loopback, or NAT64 (RFC 6052, 2.1).
-
-    @param transport: of a connection, or of a summary.
-    @param address: of a connection; or of a summary, for IPv6 such as C{2001:db8::/64}.
-
-    @return: C{""} where the record names no client.
-    """
-    address = address or ""
-    if transport in ("unix", "pipe"):
-        return f"{transport}:{address}"
-    return _ipv6Client(address) if ":" in address else address
-
-
-@lru_cache(maxsize=1000)
-def _ipv6Client(address: str) -> str:
-    """Return the identity of an IPv6 client."""
-    try:
-        packed = inet_pton(AF_INET6, address.partition("%")[0])
-    except OSError:  # A summary's network, or what Twisted's own haproxy: takes for an address.
-        return address
-    prefix = packed[:8]
-    linkLocal = packed[0] == 0xFE and packed[1] & 0xC0 == 0x80
-    if linkLocal or prefix == bytes(8) or packed[:12] == _NAT64:
-        return address
-    return f"{inet_ntop(AF_INET6, prefix + bytes(8))}/64"
-
-
-def addressText(address: IAddress) -> str:
-    """Return an address as ASCII: C{host:port}, C{[host]:port}, C{unix:path} or C{pipe:}."""
-    host, port = hostAndPort(address)
-    if port is None:
-        return asciiText(f"{network(address)[0]}:{host or ''}")
-    return f"[{host}]:{port}" if isinstance(address, IPv6Address) else f"{host}:{port}"
-
-
-def network(address: IAddress) -> tuple[str, str | None]:
-    """Return the C{network.transport} and C{network.type} of an address."""
-    if isinstance(address, (IPv4Address, IPv6Address)):
-        return address.type.lower(), "ipv4" if isinstance(address, IPv4Address) else "ipv6"
-    return "unix" if isinstance(address, UNIXAddress) else "pipe", None
-
-
-def hostAndPort(address: IAddress | None) -> tuple[str | None, int | None]:
-    """Return the C{address} and C{port} of an address, each L{None} where there is none."""
-    if isinstance(address, (IPv4Address, IPv6Address)):
-        return printable(address.host), address.port
-    if isinstance(address, UNIXAddress) and address.name:
-        name = address.name.decode("utf-8", "surrogateescape")
-        # A name in Linux's abstract namespace starts with NUL, written @ by ss(8) and systemd.
-        return printable("@" + name[1:] if name[0] == "\0" else name), None
-    return None, None
-
-
-def printable(text: str) -> str:
-    """Escape backslashes and non-printable characters, so that peers cannot forge log lines."""
-    if text.isprintable() and "\\" not in text:
-        return text
-    return "".join(
-        c if c.isprintable() and c != "\\" else c.encode("unicode_escape").decode("ascii")
-        for c in text
-    )

@@ -11,7 +11,7 @@ from json import dumps
 from pathlib import Path
 from threading import Event, Lock, Thread
 from time import monotonic, time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 from twisted.internet.defer import Deferred
@@ -20,10 +20,14 @@ from twisted.logger import Logger
 import hello_listen
 from hello_listen._clock import monotonicClock, waitFor
 from hello_listen._log_file import LogFile
-from hello_listen.connection import Connection, timestamp
-
-if TYPE_CHECKING:
-    from hello_listen.summaries import Summary
+from hello_listen.connection import (
+    GAP_MESSAGE,
+    LOG_CLOSED_MESSAGE,
+    LOG_OPENED_MESSAGE,
+    Connection,
+    Summary,
+    timestamp,
+)
 
 KEPT = 16 * 2**20
 """Bytes of records that are kept in memory while they cannot be written, some 55,000 records."""
@@ -251,7 +255,7 @@ class ConnectionLog:
     def _endMissing(self) -> None:
         """Queue a gap record."""
         counts = Counts(self._missing["count"], lost=self._missing["connections"])
-        self._tell("Connections not recorded", self._missing, counts)
+        self._tell(GAP_MESSAGE, self._missing, counts)
         self._missing = {}
 
     def _tell(
@@ -280,7 +284,7 @@ class ConnectionLog:
         opened: dict[str, str | int] = {"service.version": hello_listen.__version__}
         opened |= {"process.pid": os.getpid(), "host.name": socket.gethostname(), **_process()}
         with self._lock:
-            self._tell("Connection log opened", opened)
+            self._tell(LOG_OPENED_MESSAGE, opened)
             for queue in (self._lines, self._counts):
                 queue.insert(0, queue.pop())  # type: ignore[arg-type]
         written, closing = True, False
@@ -304,7 +308,7 @@ class ConnectionLog:
                 self._wake.clear()
         if written:
             with self._lock:
-                self._tell("Connection log closed", self._total())
+                self._tell(LOG_CLOSED_MESSAGE, self._total())
             written = self._writeLines()
         if not written:
             self._writeLast()
@@ -371,8 +375,8 @@ class ConnectionLog:
                 "sequence.first": self._sequence - numbers + 1,
                 "sequence.last": self._sequence,
             }
-            closed = self._about("Connection log closed", self._total())
-        told = self._about("Connections not recorded", missing) if numbers else ""
+            closed = self._about(LOG_CLOSED_MESSAGE, self._total())
+        told = self._about(GAP_MESSAGE, missing) if numbers else ""
         before = "\n" if self._isTorn else ""
         for text in (told + closed, closed):
             with suppress(OSError):

@@ -17,6 +17,7 @@ from twisted.internet.interfaces import IAddress, IListeningPort, IStreamServerE
 from twisted.internet.protocol import Factory
 from zope.interface import implementer
 
+from hello_listen._addresses import printable
 from hello_listen._inherited import InheritedSocket, InheritedSockets
 from hello_listen._networks import Networks
 from hello_listen._port import HelloPort
@@ -24,7 +25,6 @@ from hello_listen._proxy import ProxiedFactory, pendingHeaders
 from hello_listen._tls import TLSReactor, checkCertificates, checkFiles
 from hello_listen._unix import UNIXReactor, UNIXSocket
 from hello_listen._words import corrected, knownTypes, listenReason, occupies, parseReason
-from hello_listen.connection import printable
 from hello_listen.protocol import HelloFactory
 
 BACKLOG = 2**31 - 1

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from time import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from twisted.internet.address import IPv4Address
 from twisted.internet.interfaces import IAddress, ITransport
 from twisted.internet.protocol import Protocol, ServerFactory
 from twisted.logger import Logger
 
+from hello_listen._addresses import unmapped
 from hello_listen._observing import Observer, ObserverCalls, checkObserver
-from hello_listen.connection import NO_EXTENSIONS, Connection, Extensions, unmapped
-
-if TYPE_CHECKING:
-    from hello_listen.summaries import Summary
+from hello_listen.connection import NO_EXTENSIONS, Connection, Extensions, Summary
 
 _log = Logger(namespace="hello_listen")
 

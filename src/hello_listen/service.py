@@ -14,9 +14,9 @@ from twisted.internet.stdio import PipeAddress
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from hello_listen._addresses import addressText, unmapped
 from hello_listen._clock import monotonicClock
 from hello_listen._proxy import pendingHeaders
-from hello_listen.connection import addressText, unmapped
 from hello_listen.endpoint import HelloEndpoint, ListenError, SeveralPorts
 from hello_listen.protocol import HelloFactory
 

@@ -4,28 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import lru_cache
-from json import dumps
-from math import ceil
-from time import time
 from typing import Any
 
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred
 
+from hello_listen._addresses import addressIdentity, transportAndType
 from hello_listen._clock import monotonicClock
 from hello_listen._networks import Networks
 from hello_listen._observing import Observer, ObserverCalls, checkObserver
-from hello_listen.connection import (
-    SUMMARIZED,
-    Connection,
-    asciiText,
-    clientIdentity,
-    known,
-    network,
-    timestamp,
-)
+from hello_listen.connection import Connection, Summary
 
 PERIOD = 60.0
 """Seconds that a summary covers."""
@@ -35,63 +24,6 @@ CLIENTS = 10_000
 
 PROBES = ("proxy_header_incomplete", "proxy_not_trusted")
 """Errors that are no news of a listed network, where not a byte was read: TCP health checks."""
-
-
-@dataclass(slots=True)
-class Summary:
-    """
-    Several connections of one client, of which no more is kept. Its text is a line for a log.
-
-    @ivar count: how many connections.
-    @ivar first: when the first was established, in seconds since the epoch.
-    @ivar last: when the last was.
-    @ivar clientAddress: an IPv4 address, an IPv6 network such as C{2001:db8:1:2::/64} or address
-        (see L{clientIdentity}), the name of a UNIX socket, or L{None} for UNIX clients without a
-        name, and for the rest where too many clients came at once.
-    @ivar transport: C{tcp}, C{udp}, C{unix} or C{pipe}; L{None} where several are in one.
-    @ivar networkType: C{ipv4} or C{ipv6}; L{None} for others, and where several are in one.
-    @ivar error: what was wrong with each of the connections (C{error.type}), or L{None}.
-    """
-
-    count: int
-    first: float
-    last: float
-    clientAddress: str | None
-    transport: str | None
-    networkType: str | None
-    error: str | None = None
-
-    @property
-    def identity(self) -> str:
-        """The client, as L{clientIdentity} tells it from others; C{""} for several."""
-        return clientIdentity(self.transport, self.clientAddress)
-
-    def fields(self) -> dict[str, str | int]:
-        """Return what is known under the names of the connection log."""
-        fields: dict[str, str | int | None] = {
-            "timestamp": timestamp(time()),
-            "message": SUMMARIZED,
-            "count": self.count,
-            "timestamp.first": timestamp(self.first),
-            "timestamp.last": timestamp(self.last),
-            "network.transport": self.transport,
-            "network.type": self.networkType,
-            "client.address": self.clientAddress,
-            "error.type": self.error,
-        }
-        return known(fields)
-
-    def json(self) -> str:
-        """Return the fields as one line of ASCII JSON, without its end."""
-        return dumps(self.fields())
-
-    def __str__(self) -> str:
-        """Return the message, the count, the client and the time, as one line of ASCII."""
-        text = f"{SUMMARIZED}: {self.count}"
-        if self.identity:
-            text += f" from {asciiText(self.identity)}"
-        text += f" in {ceil(self.last - self.first) or 1} s"
-        return f"{text} ({self.error})" if self.error else text
 
 
 class Summaries:
@@ -149,8 +81,7 @@ class Summaries:
 
         @param connection: what came.
         """
-        client = connection.client
-        key = client.host if type(client) is IPv4Address else connection.identity
+        key = addressIdentity(connection.client)
         if not (self._networks and self._isListed(connection)):
             if self._perClient is None:
                 self._calls.call(self._observer, connection)
@@ -187,7 +118,7 @@ class Summaries:
     def _summarize(self, key: str | None, connection: Connection) -> None:
         """Count a connection of a client."""
         time = connection.time
-        transport, networkType = network(connection.client) if key else (None, None)
+        transport, networkType = transportAndType(connection.client) if key else (None, None)
         error = connection.error
         summary = self._summaries.get((key, error))
         if summary is None:

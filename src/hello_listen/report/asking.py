@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from hello_listen.connection import clientIdentity
+from hello_listen._addresses import clientIdentity
 from hello_listen.report.database import Database
 from hello_listen.report.facts import UNITS, Bar, Client, Failure, Problem, Report, Run, Server
 from hello_listen.report.inputs import Input

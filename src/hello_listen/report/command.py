@@ -12,11 +12,12 @@ from contextlib import closing, contextmanager, suppress
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from hello_listen._addresses import asciiText
 from hello_listen.report.data import toJSON
 from hello_listen.report.drawing import checkTarget, writeDrawing
 from hello_listen.report.inputs import findInputs
 from hello_listen.report.moments import EXAMPLES, moment
-from hello_listen.report.text import printable, toNotes, toProblems, toText
+from hello_listen.report.text import toNotes, toProblems, toText
 
 STATUSES = """
 exit status:
@@ -173,5 +174,5 @@ def _warn(lines: Iterable[str]) -> None:
 
 def _fail(*reasons: str) -> int:
     """Print why there is no report, and return the exit status."""
-    _warn(f"hello-listen-report: {printable(reason)}" for reason in reasons)
+    _warn(f"hello-listen-report: {asciiText(reason)}" for reason in reasons)
     return 2

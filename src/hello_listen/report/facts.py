@@ -53,7 +53,7 @@ class Run:
 @dataclass(frozen=True)
 class Client:
     """
-    A client, as L{hello_listen.connection.clientIdentity} tells it from others.
+    A client, as L{hello_listen._addresses.clientIdentity} tells it from others.
 
     @ivar address: its address or name; an IPv6 network where it has several, or may have.
     @ivar transport: C{tcp}, C{udp}, C{unix} or C{pipe}; L{None} for clients that are not told

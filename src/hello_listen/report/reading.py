@@ -10,6 +10,13 @@ from itertools import count
 
 import duckdb
 
+from hello_listen.connection import (
+    CONNECTION_MESSAGE,
+    GAP_MESSAGE,
+    LOG_CLOSED_MESSAGE,
+    LOG_OPENED_MESSAGE,
+    SUMMARY_MESSAGE,
+)
 from hello_listen.report.database import Database
 from hello_listen.report.facts import Problem
 from hello_listen.report.inputs import Input
@@ -17,6 +24,14 @@ from hello_listen.report.lines import Lines
 
 PART = 128 * 2**20
 """Bytes of a file that DuckDB gets in pieces. It would keep what it reads from a pipe in memory."""
+
+_MESSAGES = {
+    "connection": CONNECTION_MESSAGE,
+    "summary": SUMMARY_MESSAGE,
+    "gap": GAP_MESSAGE,
+    "opened": LOG_OPENED_MESSAGE,
+    "closed": LOG_CLOSED_MESSAGE,
+}
 
 
 def readLogs(
@@ -39,7 +54,7 @@ def readLogs(
     def load(paths: Iterable[str]) -> None:
         names = [glob.escape(path) for path in paths]
         if names:
-            database.run("read", files=names, since=since, until=until)
+            database.run("read", files=names, since=since, until=until, **_MESSAGES)
 
     links = {}
     for number, each in enumerate(inputs):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 
+from hello_listen._addresses import asciiText
 from hello_listen.report.facts import COUNTS, Client, Failure, Problem, Report, Server
 
 MAX_NOTES = 20
@@ -68,14 +68,9 @@ def toProblems(problems: Sequence[Problem]) -> Iterator[str]:
     yield from _some([f"{each.file}: {each.reason}" for each in problems], "files")
 
 
-def printable(text: str) -> str:
-    """Escape all but plain ASCII: nothing moves, hides or reorders what a terminal shows."""
-    return re.sub(r"[^ -~]", lambda c: c[0].encode("unicode_escape").decode("ascii"), text)
-
-
 def _some(notes: Sequence[str], things: str) -> Iterator[str]:
     """Yield notes of a kind, and how many more there are."""
-    yield from map(printable, notes[:MAX_NOTES])
+    yield from map(asciiText, notes[:MAX_NOTES])
     if len(notes) > MAX_NOTES:
         yield f"The same goes for {len(notes) - MAX_NOTES:,} more {things}."
 
@@ -200,5 +195,5 @@ def _servers(client: Client) -> str:
 
 def _cut(text: str) -> str:
     """Return a text as a cell takes it."""
-    text = printable(text)
+    text = asciiText(text)
     return text if len(text) <= MAX_WIDTH else f"{text[: MAX_WIDTH - 3]}..."

@@ -17,7 +17,7 @@ from twisted.web.template import (
     tags,
 )
 
-from hello_listen.connection import addressText
+from hello_listen._addresses import addressText
 from hello_listen.status.snapshot import Snapshot
 
 MAX_ADDRESS = 48

@@ -16,8 +16,8 @@ from twisted.python.failure import Failure
 from twisted.web.server import Request, Site
 from zope.interface import implementer
 
+from hello_listen._addresses import addressIdentity, unmapped
 from hello_listen._clock import monotonicClock
-from hello_listen.connection import clientIdentity, hostAndPort, network, unmapped
 
 REQUEST_TIMEOUT = 10
 """Seconds a client has to send a request, and again to take the answer."""
@@ -125,7 +125,7 @@ class _Client(ProtocolWrapper, TimeoutMixin):
     """
     The connection of a client, dropped if it is slow or sends too much.
 
-    @ivar name: who connected, as L{clientIdentity} tells clients apart.
+    @ivar name: the L{addressIdentity} of the client.
     @ivar answers: how many of its requests were answered.
     @ivar process: answers the request that waits, or L{None}.
     """
@@ -134,8 +134,7 @@ class _Client(ProtocolWrapper, TimeoutMixin):
     transport: Any
 
     def makeConnection(self, transport: Any) -> None:
-        peer = unmapped(transport.getPeer())
-        self.name = clientIdentity(network(peer)[0], hostAndPort(peer)[0])
+        self.name = addressIdentity(unmapped(transport.getPeer()))
         self._received = 0
         self._takes = True
         self.answers = 0

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.internet.interfaces import IAddress
 
-from hello_listen.connection import addressText, network, timestamp
+from hello_listen._addresses import addressText, transportAndType
+from hello_listen.connection import timestamp
 from hello_listen.status.tally import Facts, Tally
 
 if TYPE_CHECKING:
@@ -163,7 +164,9 @@ class Snapshots:
     def expectServers(self) -> None:
         """Have the tally tell the servers that listen apart."""
         addresses = [address for _, address in self._listening() if address is not None]
-        self._tally.expect((network(address)[0], addressText(address)) for address in addresses)
+        self._tally.expect(
+            (transportAndType(address)[0], addressText(address)) for address in addresses
+        )
 
     def _listening(self) -> list[tuple[str, IAddress | None]]:
         """Return each endpoint's description, and the address that it listens on."""

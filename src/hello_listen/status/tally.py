@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from heapq import nlargest
 from operator import attrgetter
 
-from twisted.internet.address import IPv4Address
 from twisted.internet.interfaces import IAddress
 
-from hello_listen.connection import Connection, addressText, network
-from hello_listen.summaries import Summary
+from hello_listen._addresses import addressIdentity, addressText, transportAndType
+from hello_listen.connection import Connection, Summary
 
 MAX_CLIENTS = 10_000
 """Clients that are told apart, some 3 MB."""
@@ -42,7 +41,7 @@ class Client:
     """
     A client that is told apart from others.
 
-    @ivar name: its identity, see L{hello_listen.connection.clientIdentity}.
+    @ivar name: its identity, see L{hello_listen._addresses.clientIdentity}.
     @ivar connections: how many it made since it is told apart.
     @ivar missed: how many more it may have made before.
     @ivar first: when the first of C{connections} was, in seconds since the epoch.
@@ -200,8 +199,8 @@ class Tally:
             self._countTime(second, count)
         reached, alike = (pending[0].server, pending[0].error), 0
         for connection in pending:
-            address, time = connection.client, connection.time
-            name = address.host if type(address) is IPv4Address else connection.identity
+            time = connection.time
+            name = addressIdentity(connection.client)
             client = self._clients.get(name) or self._tellApart(name, time)
             client.connections += 1
             client.last = time
@@ -235,7 +234,7 @@ class Tally:
 
     def _countServer(self, server: IAddress, error: str | None, count: int) -> None:
         """Count connections that reached a server."""
-        transport = network(server)[0]
+        transport = transportAndType(server)[0]
         name = self._serverName(transport, addressText(server))
         self._addTotal(transport, name, error or "", count)
 

@@ -1,11 +1,11 @@
 -- A line that is no JSON object becomes a row of NULLs, and a value of another type NULL.
 -- No name of a file or folder is to become a column.
 INSERT INTO record SELECT
-    CASE message WHEN 'Connection established!' THEN 'connection'::KIND
-        WHEN 'Connections summarized' THEN 'summary'::KIND
-        WHEN 'Connections not recorded' THEN 'loss'::KIND
-        WHEN 'Connection log opened' THEN 'opened'::KIND
-        WHEN 'Connection log closed' THEN 'closed'::KIND END AS kind,
+    CASE message WHEN $connection THEN 'connection'::KIND
+        WHEN $summary THEN 'summary'::KIND
+        WHEN $gap THEN 'loss'::KIND
+        WHEN $opened THEN 'opened'::KIND
+        WHEN $closed THEN 'closed'::KIND END AS kind,
     "service.instance.id", "host.name", "process.pid", "host.boot.id", "process.pid_namespace",
     "process.start_ticks",
     CASE WHEN sequence > 0 AND kind IN ('connection', 'summary') THEN sequence END,
