@@ -1,4 +1,4 @@
-"""The PROXY header, from bytes to addresses. Nothing here does I/O."""
+"""Parses the PROXY header, versions 1 and 2, without any I/O."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ MAX_V1 = 107
 """Upper bound of a version 1 header, in bytes (2.1)."""
 
 MAX_V2 = 4096
-"""Upper bound of what follows the first 16 bytes of a version 2 header; nginx has the same."""
+"""Upper bound of a version 2 header after its first 16 bytes, in bytes; nginx has the same."""
 
 MAX_TEXT = 255
-"""Upper bound of an extension's text, in characters before they are escaped; truncated to it."""
+"""Upper bound of an extension's text, in characters before escaping; the rest is truncated."""
 
 _V1 = b"PROXY "
 _V2 = b"\r\n\r\n\0\r\nQUIT\n"
@@ -50,18 +50,18 @@ _CRC32C = 0x03
 
 
 class HeaderError(ValueError):
-    """Raised where there is no PROXY header; the text is the end of C{error.type}."""
+    """Raised for data that is not a valid PROXY header; the text is the end of C{error.type}."""
 
 
 @dataclass(slots=True)
 class Header:
     """
-    What a PROXY header says.
+    A PROXY header.
 
     @ivar size: its length, in bytes.
-    @ivar client: who connected to the proxy; L{None} where the proxy speaks for itself.
-    @ivar server: the address that the client reached; L{None} as well.
-    @ivar extensions: what else the proxy knows.
+    @ivar client: the client's address; L{None} for the proxy's health checks, or if unknown.
+    @ivar server: the address that the client reached; L{None} if C{client} is.
+    @ivar extensions: its extensions (TLVs) that are recorded.
     """
 
     size: int
@@ -72,9 +72,9 @@ class Header:
 
 def parse(data: bytes) -> Header | None:
     """
-    Parse the PROXY header, of version 1 or 2, that a connection begins with.
+    Parse the PROXY header, of version 1 or 2, at the beginning of a connection.
 
-    @param data: all that was received so far.
+    @param data: all bytes that were received so far.
 
     @return: the header, or L{None} while it is incomplete.
 
@@ -111,7 +111,7 @@ def _parseLine(data: bytes) -> Header | None:
 
 def _parseAddress(host: bytes, port: bytes, v6: bool) -> IAddress:
     """Parse an address of version 1, and its port."""
-    # nginx writes TCP6 for an IPv6 client, even if another proxy has forwarded it over IPv4.
+    # nginx writes TCP6 for an IPv6 client even if its own listener is IPv4.
     v6 = v6 and b":" in host
     make, family = (IPv6Address, socket.AF_INET6) if v6 else (IPv4Address, socket.AF_INET)
     if int(port) > 65535:
@@ -136,7 +136,7 @@ def _parseBinary(data: bytes) -> Header | None:
     if len(data) < _FIXED.size + length:
         return None
     if not named:
-        return Header(_FIXED.size + length)  # Whatever else is in it has to be ignored.
+        return Header(_FIXED.size + length)  # The rest must be ignored (2.2).
     size = _LAYOUTS[family].size
     if length < size:
         raise HeaderError("invalid")
@@ -147,7 +147,7 @@ def _parseBinary(data: bytes) -> Header | None:
 
 
 def _readAddresses(data: bytes, family: int) -> tuple[IAddress, IAddress]:
-    """Return the client and the server that a header of version 2 has."""
+    """Return the addresses of client and server in a header of version 2."""
     layout = _LAYOUTS[family]
     client, server, *ports = layout.unpack_from(data, _FIXED.size)
     if layout is _UNIX:
@@ -160,13 +160,13 @@ def _readAddresses(data: bytes, family: int) -> tuple[IAddress, IAddress]:
 
 
 def _unixAddress(path: bytes) -> UNIXAddress:
-    """Return what the 108 bytes of a C{sun_path} name: a path up to NUL, or an abstract name."""
+    """Return the address in a C{sun_path} of 108 bytes: a path up to NUL, or an abstract name."""
     name = path.rstrip(b"\0") if path[:1] == b"\0" else path.partition(b"\0")[0]
     return UNIXAddress(name or None)
 
 
 def _parseExtensions(header: bytes, at: int) -> Extensions:
-    """Parse the extensions that a whole header has from an index on (2.2, TLV)."""
+    """Parse the extensions of a whole header, which begin at an index (2.2, TLV)."""
     found: dict[str, str] = {}
     isChecked = False
     size = len(header)
@@ -183,7 +183,7 @@ def _parseExtensions(header: bytes, at: int) -> Extensions:
             if name not in found and (text := read(header[start:at])):
                 found[name] = text
         elif kind == _CRC32C:
-            # One only: each takes a pass over the whole header.
+            # A second one is refused, because each costs a pass over the whole header.
             unsigned = header[:start] + bytes(4) + header[at:]
             if isChecked or header[start:at] != crc32c(unsigned).to_bytes(4, "big"):
                 raise HeaderError("invalid")
@@ -219,7 +219,7 @@ _READERS: dict[int, tuple[str, Callable[[bytes], str]]] = {
     0xEA: ("awsEndpointId", _readAws),
     0xEE: ("azureLinkId", _readAzure),
 }
-"""By type of extension, the attribute of L{Extensions} and what reads it; "" is malformed."""
+"""By type of extension: the attribute of L{Extensions}, and its parser; "" is malformed."""
 
 
 def crc32c(data: bytes) -> int:
@@ -231,7 +231,7 @@ def crc32c(data: bytes) -> int:
 
 
 def _crcOfByte(crc: int) -> int:
-    """Return what a byte contributes to a CRC32C: the reflected polynomial, bit by bit."""
+    """Return the entry of a byte in the table of the reflected CRC32C polynomial."""
     for _ in range(8):
         crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
     return crc

@@ -1,4 +1,4 @@
-"""One endpoint: from its description to a port, with words for what is wrong with either."""
+"""An endpoint: parses its description, binds it, and explains errors."""
 
 from __future__ import annotations
 
@@ -28,22 +28,21 @@ from hello_listen._words import corrected, knownTypes, listenReason, occupies, p
 from hello_listen.protocol import HelloFactory
 
 BACKLOG = 2**31 - 1
-"""More than any system's longest accept queue, which a longer one is cut to."""
+"""Length of the accept queue, in connections: larger than any limit; listen(2) caps it."""
 
-
-PROXIED = re.compile("^haproxy(:|$)", re.I)
-"""How the description of an endpoint begins that reads a PROXY header."""
+HAPROXY = re.compile("^haproxy(:|$)", re.I)
+"""Matches the beginning of C{haproxy:} descriptions."""
 
 
 class ListenError(CannotListenError):
     """
-    An endpoint cannot be listened on; the text gives the reason, then the endpoint.
+    Raised if an endpoint cannot be listened on. The text is the reason, then the endpoint.
 
     @ivar port: the endpoint's description.
     @ivar socketError: the reason.
     """
 
-    # A daemonizing twistd shows 98 bytes of this class's full name and its text.
+    # A daemonizing twistd truncates the class's full name and its text to 98 bytes.
     __module__ = "hello_listen"
 
     def __str__(self) -> str:
@@ -54,43 +53,43 @@ class ListenError(CannotListenError):
 @implementer(IStreamServerEndpoint)
 class HelloEndpoint:
     """
-    An endpoint on which every client is recorded as who it is.
+    An endpoint that records each connection with the right client.
 
-    Beyond what Twisted's own endpoints do: C{haproxy:} reports no connection before the PROXY
-    header has named the client, the accept queue is as long as the system allows, no client is
-    dropped when descriptors run out, and those in the queue are served when the port stops.
-    C{systemd:} serves every socket of a name, and C{unix:} takes over a dead process's path.
+    It adds to Twisted's own endpoints: C{haproxy:} reads the PROXY header before the factory builds
+    a protocol, the accept queue is as long as the system allows, no client is dropped when
+    descriptors run out, and clients in the accept queue are served when the port stops.
+    C{systemd:} serves all sockets of a name, and C{unix:} takes over a dead process's path.
 
-    @ivar description: the description it was made from.
-    @ivar descriptors: the inherited sockets that it serves.
+    @ivar description: the endpoint's description.
+    @ivar descriptors: the descriptors of the inherited sockets that it serves.
     """
 
     def __init__(
         self, reactor: Any, description: str, trustedProxies: Iterable[str] | None = None
     ) -> None:
         """
-        Parse a description. Key and certificate files are read here; nothing is bound.
+        Parse a description. This reads key and certificate files, and binds nothing.
 
-        @param reactor: what to listen with.
+        @param reactor: the reactor to listen with.
         @param description: a server endpoint description, as
             L{twisted.internet.endpoints.serverFromString} takes it.
         @param trustedProxies: with C{haproxy:}, the IP addresses or networks whose PROXY header is
             believed; another peer is recorded as itself, with an error. By default every peer is
             believed. Peers of UNIX sockets always are: the socket's mode says who may connect.
 
-        @raise ValueError: it cannot be understood; the message quotes it and names the reason.
+        @raise ValueError: the description is wrong; the message quotes it and names the reason.
         """
         self.description = description
         self._reactor = reactor
-        # Twisted's haproxy: tells of a connection before it has read the header.
-        inner = PROXIED.sub("", description)
+        # Twisted's haproxy: calls connectionMade before it has read the header.
+        inner = HAPROXY.sub("", description)
         prefix = description.removesuffix(inner)
         self._proxied = bool(prefix)
         try:
             self._trusted = None if trustedProxies is None else Networks(trustedProxies)
             if self._trusted and not prefix:
                 raise ValueError("only an endpoint with haproxy: has trusted proxies")
-            if PROXIED.match(inner):
+            if HAPROXY.match(inner):
                 raise ValueError("one PROXY header is expected, not two")
             if empty := re.match("(tcp6?|ssl|unix):(:|$)", inner):
                 raise ValueError(f"missing: '{'address' if empty[1] == 'unix' else 'port'}'")
@@ -120,7 +119,7 @@ class HelloEndpoint:
         return Deferred.fromCoroutine(self._listen(factory, hello))
 
     async def _listen(self, factory: Any, hello: HelloFactory | None) -> Any:
-        """Bind the endpoint, and put a HelloPort in the place of Twisted's port."""
+        """Bind the endpoint, and have HelloPorts serve its sockets."""
         endpoint, reactor = self._endpoint, self._reactor
         proxied = factory if isinstance(factory, ProxiedFactory) else None
         ports: list[Any] = []
@@ -184,10 +183,10 @@ class SeveralPorts:
 
 @implementer(IListeningPort)
 class _StandardIOPort:
-    """What C{stdio:} gives instead of a port: one connection, which was there from the start."""
+    """The port of C{stdio:}, whose one connection is made before the port exists."""
 
     def __init__(self, transport: Any, factory: Factory) -> None:
-        """Hold the transport, and start the factory, as a port does."""
+        """Start the factory, as a port does."""
         self._transport = transport
         self._factory = factory
         factory.doStart()
@@ -201,7 +200,7 @@ class _StandardIOPort:
         return host
 
     def stopListening(self) -> Deferred[None]:
-        """Stop the factory: a connection that still waits for its header is recorded."""
+        """Stop the factory, which records a connection whose PROXY header is not whole."""
         self._factory.doStop()
         return succeed(None)
 
@@ -220,7 +219,7 @@ def _parse(description: str, reactor: Any) -> Any:
 
 
 def _parseTLS(kind: str, description: str, reactor: Any) -> Any:
-    """Return an endpoint with TLS, whose files OpenSSL accepts."""
+    """Return an endpoint with TLS, after OpenSSL has accepted its files."""
     positional, named = _arguments(description)
     if kind == "tls":
         for path in [named["path"]] if "path" in named else positional[1:2]:
@@ -234,7 +233,7 @@ def _parseTLS(kind: str, description: str, reactor: Any) -> Any:
 
 
 def _withBacklog(description: str, reactor: Any) -> Any:
-    """Let Twisted parse a description, with the longest accept queue unless it gives a length."""
+    """Return Twisted's endpoint of a description; C{backlog=} is by default the largest."""
     kind, colon, arguments = description.partition(":")
     if kind.lower() in ("tcp", "tcp6", "unix", "ssl", "tls"):
         # Twisted keeps the last of repeated keywords, so the user's backlog= wins.
@@ -256,7 +255,7 @@ def _arguments(text: str) -> tuple[list[str], dict[str, str]]:
 
 
 def _hint(prefix: str, description: str, reactor: Any) -> str:
-    """Return what may have been meant instead, as a question, if it can be parsed."""
+    """Return a question that suggests a corrected description, or an empty text."""
     guess = corrected(description)
     if guess != description and guess.isprintable():
         with suppress(Exception):

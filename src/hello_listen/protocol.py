@@ -1,4 +1,4 @@
-"""The protocol that hangs up at once, and the factory that tells observers who it was."""
+"""The protocol that closes each connection at once, and the factory that notifies observers."""
 
 from __future__ import annotations
 
@@ -19,30 +19,28 @@ _log = Logger(namespace="hello_listen")
 
 def logConnection(connection: Connection | Summary) -> None:
     """
-    Log a connection at info: its text, and the L{Connection} and its fields in the event.
+    Log the text of a connection, or of a L{Summary}, at info; the event carries its fields.
 
-    A L{Summary} of several is logged likewise.
-
-    Twisted's logging must have been started, as twistd and twist do and C{task.react} does not.
+    This needs Twisted's logging: twistd and twist start it, C{task.react} does not.
     """
     _log.info("{text}", text=str(connection), connection=connection, **connection.fields())
 
 
 class HelloProtocol(Protocol):
     """
-    Tell the factory who connected, then drop the connection.
+    Reports a connection to the factory, then closes it.
 
-    On every endpoint, L{HelloFactory.buildProtocol} makes one for each connection, behind
-    C{haproxy:} once the header was read; C{transport.getPeer()} is then the client that it names.
-    L{HelloEndpoint} connects this very class to an L{InPlaceTransport}, which leaves to the reactor
-    what it cannot do itself. Subclasses get the reactor's own transport, as with any factory.
+    L{HelloFactory.buildProtocol} makes one for each connection. Behind C{haproxy:}, it does so once
+    the PROXY header is whole, and C{transport.getPeer()} is the client that the header names.
+    L{HelloEndpoint} connects this class to an L{InPlaceTransport}, which hands the connection over
+    to the reactor for all that it cannot do itself. Subclasses get the reactor's own transport.
     """
 
     factory: HelloFactory
     transport: ITransport
 
     def connectionMade(self) -> None:
-        """Report both ends of the connection, and hang up even if that fails."""
+        """Report both addresses of the connection, and close it even if that fails."""
         transport = self.transport
         try:
             peer, host = transport.getPeer(), transport.getHost()
@@ -71,7 +69,7 @@ class HelloFactory(ServerFactory):
     @ivar connections: how many there were so far.
     """
 
-    protocol = HelloProtocol  # type: ignore[assignment] # Twisted's own example; its type is off
+    protocol = HelloProtocol  # type: ignore[assignment] # Twisted types this as a Callable
     noisy = False
 
     def __init__(self, *observers: Observer) -> None:
@@ -103,15 +101,15 @@ class HelloFactory(ServerFactory):
         accepted: float | None = None,
     ) -> None:
         """
-        Count a connection and hand it to the observers.
+        Count a connection, and call the observers with it.
 
-        @param client: who connected.
-        @param server: the address it reached.
-        @param proxy: who said so, where that is not the client itself.
+        @param client: the client's address.
+        @param server: the address that the client reached.
+        @param proxy: the address of the proxy that sent a PROXY header, also for its health checks.
         @param error: what was wrong with the connection, for C{error.type}.
-        @param extensions: what the proxy tells beside the addresses.
-        @param silent: a PROXY header was expected, and not one byte was received.
-        @param accepted: when it was accepted, in seconds since the epoch; by default now.
+        @param extensions: the extensions of the PROXY header.
+        @param silent: whether a PROXY header was expected and no byte was received.
+        @param accepted: when it was accepted, in seconds since the epoch; by default, now.
         """
         self.connections += 1
         connection = Connection(
@@ -130,18 +128,18 @@ class HelloFactory(ServerFactory):
 
 def establish(factory: HelloFactory, client: IAddress, server: IAddress, **facts: Any) -> None:
     """
-    Tell a factory of a connection, which is counted and recorded even where a subclass fails.
+    Report a connection to a factory. It is counted and recorded even if a subclass fails.
 
     @param factory: the factory.
-    @param client: who connected.
-    @param server: the address it reached.
+    @param client: the client's address.
+    @param server: the address that the client reached.
     @param facts: the other arguments of L{HelloFactory.established}.
     """
-    known = factory.connections
+    countBefore = factory.connections
     try:
         factory.established(client, server, **facts)
     except BaseException:
         _log.failure("Connection could not be reported")
-        if factory.connections == known:
+        if factory.connections == countBefore:
             facts["error"] = facts.get("error") or "failed"
             HelloFactory.established(factory, client, server, **facts)

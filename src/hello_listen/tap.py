@@ -24,7 +24,7 @@ from hello_listen._log_file import standardStream
 from hello_listen._networks import Networks
 from hello_listen._process import SIGNALS, PluginService
 from hello_listen.connection_log import ConnectionLog
-from hello_listen.endpoint import PROXIED, HelloEndpoint
+from hello_listen.endpoint import HAPROXY, HelloEndpoint
 from hello_listen.protocol import HelloFactory, logConnection
 from hello_listen.summaries import Summaries, networksByPort
 
@@ -95,7 +95,7 @@ class Options(UsageOptions):
         """Serve a page, JSON and metrics of who connected here (needs prometheus-client)."""
         if self["status"] is not None:
             raise UsageError(f"there is one status endpoint: {description!r}")
-        if PROXIED.match(description):
+        if HAPROXY.match(description):
             raise UsageError(f"{description!r}: a PROXY header is of no use here")
         try:
             import_module("hello_listen.status")
@@ -150,10 +150,10 @@ class Options(UsageOptions):
                 raise UsageError(f"--chroot: a process in the background needs {null!r}")
         trusted = self["trusted-proxies"] or None
         descriptions = self["endpoints"] or [DEFAULT_ENDPOINT]
-        if trusted and not any(map(PROXIED.match, descriptions)):
+        if trusted and not any(map(HAPROXY.match, descriptions)):
             raise UsageError("--trusted-proxy needs an endpoint with haproxy:")
         self["endpoints"] = [
-            HelloEndpoint(self._reactor, each, trusted if PROXIED.match(each) else None)
+            HelloEndpoint(self._reactor, each, trusted if HAPROXY.match(each) else None)
             for each in descriptions
         ]
         if self["status-hosts"]:
