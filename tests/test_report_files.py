@@ -218,6 +218,15 @@ def test_byte_order_mark(tmp_path: Path) -> None:
     assert answer(tmp_path / "edited") == expected
 
 
+def test_record_that_is_cut_anywhere(tmp_path: Path) -> None:
+    """Wherever a crash cuts a record, those before and after it count."""
+    process = Run().connection().cutAnywhere().close()
+    found = answer(write(tmp_path / "log", process))
+    assert (found["missing"], found["status"]) == (0, 0)
+    assert found["clients"][0]["connections"] == process.counts["recorded"]
+    assert found["lines.torn"] == len(process.lines) - process.sequence - 2
+
+
 def test_torn(log: Path) -> None:
     """Lines that no JSON parser takes are counted and told, and the others still count."""
     process = Run().connection().connection().connection()

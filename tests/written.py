@@ -72,6 +72,14 @@ class Run:
         self.sequence += count
         return self
 
+    def cutAnywhere(self) -> Run:
+        """Leave each beginning of the last line, as a crash may; record a connection after each."""
+        line = self.lines[-1]
+        for end in range(1, len(line) - 1):
+            self.lines.append(line[:end] + "\n")
+            self.connection()
+        return self
+
     def close(self, **fields: object) -> Run:
         """Close the log; with C{sequence.last} as L{None}, as releases before 1.1 did."""
         counts = {name: self.counts[name] for name in ("recorded", "summarized", "lost")}

@@ -20,6 +20,7 @@ from expected import check
 from fed import Feed
 from logs import untilWritten
 from processes import LOOPBACK, SCRIPTS, Start, run, tool, until, untilEnd
+from written import Run, write
 
 pytest.importorskip("duckdb")
 
@@ -238,7 +239,8 @@ def test_oldest_duckdb(logs: Path, tmp_path: Path) -> None:
     feeds = [Feed(tmp_path / str(seed), random.Random(seed)) for seed in range(20)]
     for feed in feeds:
         feed.make()
-    for files in ([logs / "all.jsonl"], *(feed.files for feed in feeds if feed.files)):
+    torn = write(tmp_path / "torn", Run("0" * 12).connection().cutAnywhere())
+    for files in ([logs / "all.jsonl"], [torn], *(feed.files for feed in feeds if feed.files)):
         told = [run(REPORT, "--json", *files, env=env) for env in ({}, there)]
         assert told[0].stdout == told[1].stdout
         assert told[0].returncode == told[1].returncode

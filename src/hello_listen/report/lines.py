@@ -16,6 +16,8 @@ _GZIP = b"\x1f\x8b"
 _GZIP_BITS = 16 + zlib.MAX_WBITS
 _BOM = b"\xef\xbb\xbf"
 _RECORD = re.compile(rb'"message"\s*:\s*"Connection')
+# A record ends in a brace; whitespace may follow.
+_TORN = re.compile(rb"^.*[^}\s][ \t\r]*$", re.MULTILINE)
 _TWISTED = re.compile(rb"\d{4}-\d\d-\d\d[T ][\d:]{8}\S* \[")
 
 
@@ -31,7 +33,11 @@ class Lines:
     NUL bytes, which the crash of a system leaves in a file, end a line. Lines of more than 16 MiB
     are left out.
 
+    Torn lines are replaced by others that are no records either: DuckDB before 2.0 takes the next
+    line for the end of one that breaks off where a value should come.
+
     @ivar damage: after the iteration, what is wrong with the log, or L{None}.
+    @ivar hasTorn: whether there were torn lines so far.
     @ivar isFalse: whether what was read is not what was once written.
     """
 
@@ -42,7 +48,7 @@ class Lines:
         @param chunks: its bytes, compressed by gzip or not.
         """
         self.damage: str | None = None
-        self.isFalse = False
+        self.hasTorn = self.isFalse = False
         self._chunks = iter(chunks)
 
     def __iter__(self) -> Iterator[bytes]:
@@ -51,6 +57,9 @@ class Lines:
         for lines in self._whole():
             start = start or lines.lstrip()[:99]
             isLog = isLog or _RECORD.search(lines) is not None
+            if lines.count(b"\n") > lines.count(b"}\n"):
+                lines, torn = _TORN.subn(b"torn", lines)
+                self.hasTorn = self.hasTorn or torn > 0
             yield lines
         if _TWISTED.match(start) and not isLog:
             self._damage(

@@ -40,8 +40,8 @@ def readLogs(
     """
     Read logs, and return what is wrong with them.
 
-    DuckDB reads plain files by itself, which is faster. It gives up on lines that are too long,
-    and loses records beside NUL bytes, so files with either are read again, line by line.
+    DuckDB reads plain files by itself, which is faster. It gives up on lines that are too long, and
+    loses records beside NUL bytes and torn lines, so files with any are read again, line by line.
 
     @param database: where the records go.
     @param inputs: the logs.
@@ -69,7 +69,7 @@ def readLogs(
         failure = error
     damaged = []
     if failure or database.rows("torn")[0]["torn"]:
-        damaged = [each for each in links if _damage(database, each)]
+        damaged = [each for each in links if _isDamaged(database, each)]
     if failure and not damaged:
         raise failure
     if damaged:
@@ -90,12 +90,12 @@ def readLogs(
     return problems
 
 
-def _damage(database: Database, log: Input) -> str | None:
-    """Read a log for nothing but what is wrong with it."""
+def _isDamaged(database: Database, log: Input) -> bool:
+    """Say whether a log has to be read line by line."""
     lines = Lines(log.chunks(database.stopped))
     for _ in lines:
         pass
-    return lines.damage
+    return lines.hasTorn or lines.damage is not None
 
 
 def _parts(folder: str, lines: Lines, numbers: Iterator[int]) -> Iterator[str]:
