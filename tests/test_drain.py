@@ -1,4 +1,4 @@
-"""In-flight handshakes, as Linux lists them."""
+"""In-flight handshakes, as Linux lists them in C{/proc/net/tcp}."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TABLE = """\
 
 
 def test_in_flight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those whose last packet is missing are found, by address and by port."""
+    """Each in-flight handshake is found by address and port, and by its port alone."""
     monkeypatch.setattr(module, "TABLE", str(tmp_path / "tcp"))
     (tmp_path / "tcp").write_text(TABLE)
     (tmp_path / "tcp6").write_text(TABLE.replace("03", "01"))
@@ -37,7 +37,7 @@ def test_in_flight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_one_reading_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everyone who asks in a turn shares what is read in the next one; later, it is read anew."""
+    """All look-ups of one reactor turn share one reading of the table; later ones read it again."""
     monkeypatch.setattr(module, "TABLE", str(tmp_path / "tcp"))
     (tmp_path / "tcp").write_text(TABLE)
     reactor = MemoryReactorClock()
@@ -55,7 +55,7 @@ def test_one_reading_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.skipif(sys.platform != "linux", reason="the table is Linux's")
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "::ffff:127.0.0.1"])
 def test_names(host: str) -> None:
-    """An address is written as the system does."""
+    """L{localName} writes an address as the system's table does."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as listener:
         listener.bind((host, 0))

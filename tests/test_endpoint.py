@@ -1,4 +1,4 @@
-"""Endpoint descriptions: what is wrong with one in words, and what is made of the others."""
+"""Endpoint descriptions: readable errors for wrong ones, and listening ports for the others."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ from hello_listen.endpoint import BACKLOG
     ],
 )
 def test_descriptions_that_cannot_be_understood(description: str, reason: str) -> None:
-    """The message quotes the endpoint and says in words what is wrong."""
+    """The message quotes the endpoint, and says what is wrong with it."""
     with pytest.raises(ValueError, match=re.escape(f"{description!r}: {reason}")):
         HelloEndpoint(MemoryReactorClock(), description)
 
@@ -100,7 +100,7 @@ def test_descriptions_that_cannot_be_understood(description: str, reason: str) -
     ],
 )
 def test_hints(description: str, hint: str | None) -> None:
-    """A likely slip is answered with what may have been meant, if that can be parsed."""
+    """The message suggests a correction of a likely typing error, if that can be parsed."""
     with pytest.raises(ValueError, match=r"[^:]+: \w") as raised:
         HelloEndpoint(MemoryReactorClock(), description)
     found = re.findall("; did you mean '(.*)'[?]$", str(raised.value))
@@ -109,7 +109,7 @@ def test_hints(description: str, hint: str | None) -> None:
 
 @pytest.mark.parametrize("description", ["ssl:443", "tls:/etc/certificates", "haproxy:ssl:443"])
 def test_without_tls(monkeypatch: pytest.MonkeyPatch, description: str) -> None:
-    """Whoever lacks what TLS needs is told what to install."""
+    """Without the packages that TLS needs, the message says what to install."""
     monkeypatch.setitem(sys.modules, "OpenSSL", None)
     with pytest.raises(ValueError, match=re.escape(": pip install 'twisted[tls]'")):
         HelloEndpoint(MemoryReactorClock(), description)
@@ -117,7 +117,7 @@ def test_without_tls(monkeypatch: pytest.MonkeyPatch, description: str) -> None:
 
 @pytest.mark.usefixtures("tlsEndpoints")
 def test_certificates(tmp_path: Path) -> None:
-    """A tls: endpoint without any certificate is refused, whether a folder or a file lacks it."""
+    """A C{tls:} endpoint without any certificate is refused, for a folder and for a file."""
     (tmp_path / "empty").mkdir()
     (tmp_path / "file.pem").write_text("hello")
     (tmp_path / "a:b").mkdir()
@@ -174,7 +174,7 @@ def keyFile(tmp_path: Path) -> str:
 @passesX509
 @pytest.mark.usefixtures("tlsEndpoints")
 def test_certificates_that_are_there(tmp_path: Path) -> None:
-    """One is enough, in whichever file: keys may be in others, and an issuer's is not there."""
+    """One certificate in any file is enough: keys may be in other files, an issuer's be missing."""
     key, certificate = pem()
     (tmp_path / "key.pem").write_text(key)
     (tmp_path / "certificate.pem").write_text(certificate)
@@ -185,7 +185,7 @@ def test_certificates_that_are_there(tmp_path: Path) -> None:
 @passesX509
 @pytest.mark.usefixtures("tlsEndpoints")
 def test_root_certificate(tmp_path: Path) -> None:
-    """One that Twisted would not come to an end with is refused."""
+    """A file on which Twisted would loop for ever is refused."""
     (tmp_path / "server.pem").write_text("".join(pem()))
     (tmp_path / "root.pem").write_text(pem()[1])
     reason = "a self-signed certificate without its key: leave it out"
@@ -196,7 +196,7 @@ def test_root_certificate(tmp_path: Path) -> None:
 @passesX509
 @pytest.mark.usefixtures("tlsEndpoints")
 def test_certificate_that_is_refused(tmp_path: Path, keyFile: str) -> None:
-    """What OpenSSL would refuse for each client that asks for it is refused at the start."""
+    """A certificate that OpenSSL would refuse at each handshake is refused at the start."""
     (tmp_path / "weak.pem").write_text("".join(pem(1024)))
     for endpoint in (f"tls:{tmp_path}:0", f"ssl:0:privateKey={tmp_path}/weak.pem"):
         with pytest.raises(ValueError, match=re.escape(f"{endpoint!r}: TLS: ee key too small")):
@@ -214,7 +214,7 @@ def test_certificate_that_is_refused(tmp_path: Path, keyFile: str) -> None:
     ids=["missing", "no PEM", "broken"],
 )
 def test_parameters(tmp_path: Path, keyFile: str, content: str | None, reason: str) -> None:
-    """A file of Diffie-Hellman parameters is read at the start as well."""
+    """A file of Diffie-Hellman parameters is read at the start, too."""
     if content:
         (tmp_path / "dh.pem").write_text(content)
     path = f"{tmp_path}/dh.pem"
@@ -224,7 +224,7 @@ def test_parameters(tmp_path: Path, keyFile: str, content: str | None, reason: s
 
 @passesX509
 def test_file_that_becomes_unreadable(tmp_path: Path, keyFile: str) -> None:
-    """What was read at the start is not read again: --uid or --chroot may put it out of reach."""
+    """Files are read at the start only: after --uid or --chroot, they may be out of reach."""
     path = tmp_path / "dh.pem"
     path.write_text(DH_PARAMETERS)
     reactor = MemoryReactorClock()
@@ -237,7 +237,7 @@ def test_file_that_becomes_unreadable(tmp_path: Path, keyFile: str) -> None:
 
 
 def test_taking_over() -> None:
-    """What accepts on a TCP endpoint is ours, with the address that Twisted has bound."""
+    """A L{HelloPort} serves a TCP endpoint, at the address that Twisted has bound."""
     from twisted.internet import reactor
 
     ports: list[Any] = []
@@ -252,7 +252,7 @@ def test_taking_over() -> None:
 
 
 def test_another_parsers_lookup_error(later: None) -> None:
-    """Only of systemd: is it said that no socket was inherited."""
+    """Only C{systemd:} endpoints are refused because no socket was inherited."""
     with pytest.raises(ValueError, match=re.escape("'later:lookup': 'no such onion'")):
         HelloEndpoint(MemoryReactorClock(), "later:lookup")
 
@@ -270,7 +270,7 @@ def test_another_parsers_lookup_error(later: None) -> None:
     ],
 )
 def test_accept_queue(description: str, backlog: int) -> None:
-    """It is as long as it can be, unless the description says how long."""
+    """The accept queue has the largest length, unless the description gives another."""
     reactor = MemoryReactorClock()
     HelloEndpoint(reactor, description).listen(HelloFactory())
     assert [server[2] for server in reactor.tcpServers] == [backlog]
@@ -278,7 +278,7 @@ def test_accept_queue(description: str, backlog: int) -> None:
 
 @pytest.mark.parametrize("description", ["haproxy:tcp:1", "HAProxy:tcp:1"])
 def test_behind_a_proxy(description: str) -> None:
-    """A proxied endpoint puts the reader of headers between itself and the factory."""
+    """A C{haproxy:} endpoint puts a L{ProxiedFactory} before the factory."""
     reactor = MemoryReactorClock()
     factory = HelloFactory()
     HelloEndpoint(reactor, description).listen(factory)
@@ -288,7 +288,7 @@ def test_behind_a_proxy(description: str) -> None:
 
 
 def test_trusted_proxies() -> None:
-    """They are of a proxied endpoint only, and have to be networks; an empty list trusts nobody."""
+    """Trusted proxies are networks, for C{haproxy:} endpoints only; an empty list trusts nobody."""
     reactor = MemoryReactorClock()
     for networks, trusted in (
         (None, True),
@@ -310,7 +310,7 @@ def test_trusted_proxies() -> None:
 
 
 def test_other_factories() -> None:
-    """Any factory may be served, but a PROXY header names its client to a HelloFactory only."""
+    """Any factory can be served; C{haproxy:} needs a L{HelloFactory}."""
     reactor = MemoryReactorClock()
     factory = Factory.forProtocol(Protocol)
     endpoint = HelloEndpoint(reactor, "tcp:1")
@@ -360,7 +360,7 @@ def release(*ports: Any) -> None:
 def test_address_in_use_by_another_endpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str, second: str
 ) -> None:
-    """The endpoint that has the address already is named."""
+    """The message names the endpoint that has the address already."""
     monkeypatch.chdir(tmp_path)
     other, _ = listen("tcp:0:interface=127.0.0.3")
     port, _ = listen(first.format(0))
@@ -372,7 +372,7 @@ def test_address_in_use_by_another_endpoint(
 
 @pytest.mark.unix
 def test_address_in_use_by_another_process(tmp_path: Path) -> None:
-    """No endpoint is named that has the same port of another address, or a path."""
+    """The message names no endpoint with the same port of another address, or with a path."""
     with socket.create_server(("127.0.0.1", 0)) as used:
         number = used.getsockname()[1]
         endpoints = [f"tcp:{number}:interface=127.0.0.2", rf"tcp6:{number}:interface=\:\:1"]
@@ -386,7 +386,7 @@ def test_address_in_use_by_another_process(tmp_path: Path) -> None:
 
 
 def test_file_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file that the description of the endpoint does not name is named."""
+    """The message names a missing file that the description does not name."""
     error = FileNotFoundError(2, "No such file or directory", "/dev/null")
     monkeypatch.setattr(TCP4ServerEndpoint, "listen", lambda *_: fail(error))
     failures: list[Any] = []
@@ -395,7 +395,7 @@ def test_file_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is a port too; who had not sent a header when that stopped is recorded by then."""
+    """C{stdio:} gives a port, whose stop records a connection without a PROXY header."""
     made: list[Any] = []
 
     def listen(self: object, factory: Any) -> Deferred[Any]:

@@ -1,4 +1,4 @@
-"""The accept loop, on real sockets and the real reactor, a turn at a time."""
+"""The port, on real sockets and the real reactor, a turn at a time."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from zope.interface.verify import verifyClass, verifyObject
 from hello_listen import Connection, HelloEndpoint, HelloFactory, HelloProtocol
 from hello_listen import _drain as drainModule
 from hello_listen import _proxy as proxyModule
-from hello_listen._addresses import addressText
+from hello_listen._addresses import addressText, socketAddress
 from hello_listen._drain import refuseNew
 from hello_listen._inherited import InheritedSocket
 from hello_listen._port import MAX_ACCEPTS, PAUSE, HelloPort
 from hello_listen._proxy import ProxiedFactory, pendingHeaders
-from hello_listen._transport import EndedTransport, socketAddress
+from hello_listen._transport import EndedTransport
 from hello_listen._unix import UNIXReactor
 from turns import reactor, until
 
@@ -45,7 +45,7 @@ HEADER = b"PROXY TCP4 192.0.2.7 192.0.2.1 1 2\r\n"
 
 
 class Server:
-    """A port with its factory, and what was reported of its connections."""
+    """A port with its factory, and the records of its connections."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class Server:
         owned: socket.socket | None = None,
         through: Any = reactor,
     ) -> None:
-        """Listen; C{make} returns what serves the connections, C{through} a reactor."""
+        """Listen; C{make} returns the factory to serve, and C{through} is the port's reactor."""
         self.seen: list[Connection] = []
         self.hello = hello or HelloFactory(self.seen.append)
         factory = make(self.hello)
@@ -93,7 +93,7 @@ class Server:
 
 @pytest.fixture
 def serve() -> Iterator[Callable[..., Server]]:
-    """Return what makes servers, which are stopped with the test."""
+    """Return a function that makes servers, which are stopped at the end of the test."""
     servers: list[Server] = []
 
     def makeServer(*arguments: Any, **options: Any) -> Server:
@@ -117,7 +117,7 @@ def ended(client: socket.socket) -> bool:
 
 
 def proxied(hello: HelloFactory) -> ProxiedFactory:
-    """Return what reads PROXY headers for a factory."""
+    """Return a factory that reads PROXY headers for another."""
     return ProxiedFactory(hello, pendingHeaders(reactor))
 
 
@@ -132,7 +132,7 @@ def proxied(hello: HelloFactory) -> ProxiedFactory:
     ],
 )
 def test_in_place(serve: Serve, interface: str, host: str) -> None:
-    """A connection is over when the port has read, cleanly, and both its ends are known."""
+    """A connection is recorded with both addresses, and closed cleanly, in the port's C{doRead}."""
     server = serve(interface)
     assert verifyObject(IListeningPort, server.port)
     kind = IPv6Address if ":" in host else IPv4Address
@@ -154,7 +154,7 @@ def test_scope_of_an_address() -> None:
 
 
 def test_in_place_after_an_observer_failed(serve: Serve) -> None:
-    """An observer's error keeps neither the descriptor nor the next observer from its turn."""
+    """After an observer's error, the connection is closed and the next observer called."""
     seen: list[Connection] = []
 
     def observer(connection: Connection) -> None:
@@ -168,7 +168,7 @@ def test_in_place_after_an_observer_failed(serve: Serve) -> None:
 
 
 def test_slices(serve: Serve) -> None:
-    """Whoever has sent something is read from before the whole queue is accepted."""
+    """The reactor reads from accepted clients before the port has accepted the whole queue."""
     server = serve(make=proxied)
     clients = [server.connect(data=HEADER) for _ in range(MAX_ACCEPTS + 1)]
     server.port.doRead()
@@ -179,7 +179,7 @@ def test_slices(serve: Serve) -> None:
 
 
 def test_page_one_at_a_time() -> None:
-    """Of another factory's clients, such as the page's, one is accepted in a turn."""
+    """Of the clients of another factory, such as the page's, one is accepted in each turn."""
     built: list[Any] = []
 
     class Recording(Protocol):
@@ -205,7 +205,7 @@ def test_page_one_at_a_time() -> None:
 
 
 def test_not_in_place(serve: Serve, tmp_path: Path) -> None:
-    """Whoever brings another factory or protocol gets a transport of the reactor's."""
+    """A subclass of the factory, and another protocol, are connected by the reactor."""
 
     class Subclass(HelloFactory):
         pass
@@ -234,7 +234,7 @@ class FailingProtocol(Protocol):
 
 @pytest.mark.parametrize("known", [True, False])
 def test_what_cannot_be_served(serve: Serve, known: bool) -> None:
-    """Its connection is closed, and recorded with an error unless nobody wants records."""
+    """A connection that fails is closed, and recorded with an error if there is a HelloFactory."""
     server = serve()
     server.port._factory = Factory.forProtocol(FailingProtocol)
     server.port._hello = server.hello if known else None
@@ -250,7 +250,7 @@ def test_what_cannot_be_served(serve: Serve, known: bool) -> None:
 
 
 def test_failures_do_not_fill_the_log(serve: Serve) -> None:
-    """What fails for each client, as a bad TLS context does, is one line in all."""
+    """An error that each client causes, as a bad TLS context does, is logged once."""
     server = serve()
     server.port._factory = Factory.forProtocol(FailingProtocol)
     clients = [server.connect() for _ in range(5)]
@@ -262,7 +262,7 @@ def test_failures_do_not_fill_the_log(serve: Serve) -> None:
 
 
 def test_recorded_once_though_it_failed(serve: Serve) -> None:
-    """What fails after the connection was reported does not report it again."""
+    """An error after the connection was reported does not report it again."""
 
     class LateProtocol(HelloProtocol):
         def connectionMade(self) -> None:
@@ -280,7 +280,7 @@ def test_recorded_once_though_it_failed(serve: Serve) -> None:
 
 @pytest.mark.parametrize("data", [HEADER, b""])
 def test_reset_in_the_queue(serve: Serve, data: bytes) -> None:
-    """A client that has reset its connection is recorded, and what it sent before is read."""
+    """A client that has reset its connection is recorded, and its data is read."""
     server = serve(make=proxied)
     with server.connect(data=data) as client:
         port = client.getsockname()[1]
@@ -296,20 +296,20 @@ def test_reset_in_the_queue(serve: Serve, data: bytes) -> None:
 
 
 class Between:
-    """A reactor that lets something happen before one of its methods is called."""
+    """The reactor, with a function that is called before one of its methods."""
 
     def __init__(self, name: str, happen: Callable[[], object]) -> None:
-        """Call a function each time before the method of a name."""
+        """Call a function before each call of the method with a name."""
         self._name, self._happen = name, happen
 
     def __getattr__(self, name: str) -> Any:
-        """Return what the reactor has."""
+        """Return the reactor's attribute."""
         if name == self._name:
             self._happen()
         return getattr(reactor, name)
 
 
-# Twisted leaves a socket to the garbage collector where a connection cannot be adopted.
+# Twisted leaves the socket of a connection that it cannot adopt to the garbage collector.
 leavesSocket = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 
 
@@ -317,7 +317,7 @@ leavesSocket = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 @pytest.mark.parametrize("make", [lambda hello: hello, proxied], ids=["subclass", "haproxy"])
 @pytest.mark.parametrize("data", [HEADER, b""])
 def test_reset_while_it_is_handed_over(serve: Serve, make: Any, data: bytes) -> None:
-    """It makes no difference whether a client resets before the reactor looks, or just then."""
+    """A client that resets while the reactor adopts it is recorded like one that did so before."""
 
     class Subclass(HelloFactory):
         pass
@@ -376,7 +376,7 @@ def test_connection_that_fails_as_a_reset_would(serve: Serve) -> None:
 
 
 def test_other_factory() -> None:
-    """A factory that is no HelloFactory is served as well; its connections delay no stop."""
+    """Another factory than a HelloFactory is served; its connections do not delay a stop."""
     ports: list[Any] = []
     endpoint = HelloEndpoint(reactor, "tcp:0:interface=127.0.0.1")
     endpoint.listen(Factory.forProtocol(Protocol)).addCallback(ports.append)
@@ -390,7 +390,7 @@ def test_other_factory() -> None:
 
 @pytest.mark.parametrize("error", [RuntimeError, OSError])
 def test_reset_before_another_protocol_looks(serve: Serve, error: type[Exception]) -> None:
-    """A protocol of somebody else's learns that its connection was lost, whatever it raises."""
+    """An embedder's protocol learns that its connection was lost, even if it raises an error."""
     lost: list[Failure] = []
 
     class Raising(Protocol):
@@ -411,7 +411,7 @@ def test_reset_before_another_protocol_looks(serve: Serve, error: type[Exception
 
 @pytest.mark.parametrize("reset", [True, False])
 def test_factory_that_refuses(serve: Serve, reset: bool) -> None:
-    """A connection for which a factory builds no protocol is closed, without a word."""
+    """A connection for which a factory builds no protocol is closed, and nothing is logged."""
 
     class Refusing(Factory):
         def buildProtocol(self, address: object) -> None:
@@ -429,7 +429,7 @@ def test_factory_that_refuses(serve: Serve, reset: bool) -> None:
 
 
 def test_observer_that_stops_the_port(serve: Serve) -> None:
-    """An inherited port that is stopped by what it reports accepts nobody else."""
+    """A port of an inherited socket that an observer stops accepts no more connections."""
     with socket.create_server(("127.0.0.1", 0)) as owned:
         stopping: list[Any] = []
         hello = HelloFactory(lambda connection: stopping[0].stopListening())
@@ -463,7 +463,7 @@ def test_system_that_cannot_refuse(serve: Serve, monkeypatch: pytest.MonkeyPatch
 def test_header_on_its_way_at_a_stop(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, drain: float
 ) -> None:
-    """A client that was accepted has a moment to send its header, however long ago that was."""
+    """At a stop, an accepted client has the grace period to send its header."""
     monkeypatch.setattr(drainModule, "HEADER_GRACE", 0.1)
     monkeypatch.setattr(drainModule, "HANDSHAKE_TIMEOUT", drain)
     server = serve(make=proxied)
@@ -480,7 +480,7 @@ def test_header_on_its_way_at_a_stop(
 
 
 def test_transport_of_what_has_ended() -> None:
-    """It is a transport, and sends nothing."""
+    """The transport of a connection that was reset is complete, and sends nothing."""
     assert verifyClass(ITransport, EndedTransport)
     address = IPv4Address("TCP", "192.0.2.7", 1)
     transport = EndedTransport(address, address)
@@ -490,10 +490,10 @@ def test_transport_of_what_has_ended() -> None:
 
 
 class Hog:
-    """Holds every descriptor that this process may have, but for those it is told to let go."""
+    """Holds all descriptors that this process may have, until it is told to release some."""
 
     def __init__(self) -> None:
-        """Lower the limit, and take what is left."""
+        """Lower the limit, and take the descriptors that are left."""
         import resource
 
         self._limits = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -510,7 +510,7 @@ class Hog:
                 self._held.append(os.open(os.devnull, os.O_RDONLY))
 
     def release(self, count: int) -> None:
-        """Let so many go."""
+        """Release a number of descriptors."""
         for _ in range(count):
             os.close(self._held.pop())
 
@@ -519,7 +519,7 @@ class Hog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Let all go, and restore the limit."""
+        """Release all descriptors, and restore the limit."""
         self.release(len(self._held))
         self._held = []
         self._set(self._which, self._limits)
@@ -527,7 +527,7 @@ class Hog:
 
 @pytest.mark.parametrize("make", [lambda hello: hello, proxied], ids=["in place", "handed over"])
 def test_out_of_descriptors(serve: Serve, make: Any) -> None:
-    """Clients wait in the queue, which is said once, and are served when there is room."""
+    """Clients wait in the accept queue, with one warning, and are served after the shortage."""
     server = serve(make=make)
     if make is proxied:
         first = server.connect(data=HEADER)
@@ -553,7 +553,7 @@ Silent = tuple[list[Connection], Server, Server, list[socket.socket]]
 
 @pytest.fixture
 def besideSilent(serve: Serve) -> Silent:
-    """Return a plain port, and four clients of another one, who owe that their headers."""
+    """Return a plain port, and a proxied one with four clients that have sent no header."""
     seen: list[Connection] = []
     hello = HelloFactory(seen.append)
     behind, plain = serve(make=proxied, hello=hello), serve(hello=hello)
@@ -563,7 +563,7 @@ def besideSilent(serve: Serve) -> Silent:
 
 
 def test_making_room(besideSilent: Silent) -> None:
-    """Where descriptors lack, one client costs the oldest silent one its place, and no other."""
+    """When descriptors run out, a new client evicts the oldest client without a header, only."""
     seen, behind, plain, silent = besideSilent
     client = plain.connect()
     with Hog():
@@ -583,7 +583,7 @@ def test_making_room(besideSilent: Silent) -> None:
 def test_header_makes_room(
     besideSilent: Silent, monkeypatch: pytest.MonkeyPatch, late: bool
 ) -> None:
-    """A header that has arrived, or arrives in time, costs nobody the place."""
+    """If a header has arrived, or arrives in time, nobody is evicted."""
     monkeypatch.setattr(proxyModule, "EVICTION_AGE", 20 if late else 0)
     seen, behind, plain, silent = besideSilent
     client = plain.connect()
@@ -605,14 +605,14 @@ def test_header_makes_room(
 
 
 def test_shortage_that_lasts(besideSilent: Silent, monkeypatch: pytest.MonkeyPatch) -> None:
-    """More silent clients than there is room for have less time, and others need not wait long."""
+    """When a shortage lasts, silent clients are evicted earlier, so that others wait less."""
     monkeypatch.setattr(proxyModule, "EVICTION_AGE", 0.1)
     monkeypatch.setattr(proxyModule, "SHORTAGE_EVICTION_AGE", 0)
     seen, behind, _, silent = besideSilent
     clients = [behind.connect() for _ in range(40)]
     with Hog():
         until(lambda: len(seen) >= 40)
-        # Nobody waits in the queue now.
+        # The accept queue is empty now.
         waited = deferLater(reactor, 0.2)
         until(lambda: waited.called)
     silents = [each.getsockname()[1] for each in silent + clients]
@@ -624,7 +624,7 @@ def test_shortage_that_lasts(besideSilent: Silent, monkeypatch: pytest.MonkeyPat
 
 
 def test_subclass_that_fails_at_an_eviction(serve: Serve) -> None:
-    """The port accepts on, everybody is counted, and the stop is prompt."""
+    """After a subclass failed, the port accepts on, all are counted, and the stop is prompt."""
 
     class Failing(HelloFactory):
         def established(self, *arguments: Any, **facts: Any) -> None:
@@ -650,7 +650,7 @@ def test_subclass_that_fails_at_an_eviction(serve: Serve) -> None:
 
 
 def test_transport_that_fails_at_an_eviction(serve: Serve) -> None:
-    """The port accepts on, and others make room."""
+    """If one connection cannot be aborted, the port evicts others, and accepts on."""
 
     class Broken(StringTransport):
         def abortConnection(self) -> None:
@@ -672,7 +672,7 @@ def test_transport_that_fails_at_an_eviction(serve: Serve) -> None:
 
 
 def test_reactor_without_memory(serve: Serve) -> None:
-    """A port that cannot be read from again after a pause is so a little later."""
+    """A port that epoll(7) refuses after a pause reads again after another pause."""
     refusals = [OSError(errno.ENOMEM, "Cannot allocate memory")]
 
     def refuse() -> None:
@@ -691,7 +691,7 @@ def test_reactor_without_memory(serve: Serve) -> None:
 
 
 def test_nobody_makes_room_for_nobody(besideSilent: Silent) -> None:
-    """After the last client of a queue, descriptors are not looked for, nor is that a warning."""
+    """With an empty accept queue, a lack of descriptors evicts nobody, and is no warning."""
     seen, behind, _, silent = besideSilent
     client = behind.connect(data=HEADER)
     with Hog() as hog, capturedLogs() as events:
@@ -708,7 +708,7 @@ def test_nobody_makes_room_for_nobody(besideSilent: Silent) -> None:
 
 
 def test_stop_waits_for_its_own_headers_only(besideSilent: Silent) -> None:
-    """A port whose own clients have all been served does not wait for those of another."""
+    """A port's stop does not wait for PROXY headers of another port."""
     _, behind, plain, silent = besideSilent
     plain.stop()
     assert behind.factory.waiting == 4
@@ -718,7 +718,7 @@ def test_stop_waits_for_its_own_headers_only(besideSilent: Silent) -> None:
 
 
 def test_aborted_before_it_was_accepted(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the system tells of a client that is gone, the next one is served without a pause."""
+    """If accept(2) fails with ECONNABORTED, the next client is served without a pause."""
     server = serve()
     client = server.connect()
     accept = socket.socket.accept
@@ -739,7 +739,7 @@ def test_aborted_before_it_was_accepted(serve: Serve, monkeypatch: pytest.Monkey
 def test_drain(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, platform: str, interface: str
 ) -> None:
-    """Everyone in the queue is served before the port closes."""
+    """All clients in the accept queue are served before the port closes."""
     monkeypatch.setattr(sys, "platform", platform)
     server = serve(interface)
     clients = [server.connect() for _ in range(MAX_ACCEPTS + 8)]
@@ -750,7 +750,7 @@ def test_drain(
 
 
 def test_stopping_out_of_descriptors(serve: Serve) -> None:
-    """The queue is served as soon as there is a descriptor for it, whoever's the factory is."""
+    """A stop serves the accept queue once there is a descriptor, for any factory."""
     server = serve()
     server.port._hello = None
     clients = [server.connect() for _ in range(3)]
@@ -762,7 +762,7 @@ def test_stopping_out_of_descriptors(serve: Serve) -> None:
             while reactor.seconds() <= end:
                 pass
 
-        # The reactor is busy until the pause ends between two looks of the stop.
+        # The reactor is busy until the pause ends, so that the drain looks before and after it.
         reactor.callLater(0, untilThePauseEnds)
         stopped = server.port.stopListening()
         for _ in range(20):
@@ -774,7 +774,7 @@ def test_stopping_out_of_descriptors(serve: Serve) -> None:
 
 
 def test_stop_while_clients_come(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where they cannot be refused, it ends as soon as nobody waits, not once nobody comes."""
+    """Where new clients cannot be refused, a stop ends as soon as the accept queue is empty."""
     monkeypatch.setattr(sys, "platform", "another")
     server = serve()
     clients = [server.connect()]
@@ -789,7 +789,7 @@ def test_stop_while_clients_come(serve: Serve, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_stop_takes_its_longest(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A queue that does not end, and is not served, is told of."""
+    """A stop that reaches its upper bound logs that clients were not served."""
     monkeypatch.setattr(drainModule, "DRAIN_TIMEOUT", 0)
     server = serve()
     with server.connect(), capturedLogs() as events:
@@ -803,7 +803,7 @@ needsLinux = pytest.mark.skipif(sys.platform != "linux", reason="IP_MINTTL is Li
 
 @needsLinux
 def test_nobody_comes_in_while_it_drains(serve: Serve) -> None:
-    """After the queue was served, a new client is not let in to be reset."""
+    """While a port drains, a new client's handshake does not complete."""
     server = serve()
     address = server.port._listener.getsockname()
     refuseNew(server.port._listener)
@@ -815,7 +815,7 @@ def test_nobody_comes_in_while_it_drains(serve: Serve) -> None:
 
 
 class InFlight:
-    """A client that does not see the answer to its SYN before it is told to."""
+    """A client that ignores the answer to its SYN until it is told to complete the handshake."""
 
     def __init__(self, host: str, port: int) -> None:
         """Begin a handshake."""
@@ -846,7 +846,7 @@ class InFlight:
     ],
 )
 def test_handshake_that_is_half_done(serve: Serve, interface: str, host: str) -> None:
-    """A stop waits for it, and records the client."""
+    """A stop waits for an in-flight handshake, and records the client."""
     server = serve(interface)
     port = server.port._listener.getsockname()[1]
     inFlight = InFlight(host, port)
@@ -865,7 +865,7 @@ def test_handshake_that_is_half_done(serve: Serve, interface: str, host: str) ->
 def test_handshake_with_another_address(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, other: str
 ) -> None:
-    """A stop does not wait for who connects to the same port of another address."""
+    """A stop does not wait for an in-flight handshake with the same port of another address."""
     monkeypatch.setattr(drainModule, "HANDSHAKE_TIMEOUT", 60.0)
     monkeypatch.setattr(drainModule, "DRAIN_TIMEOUT", 60.0)
     server = serve()
@@ -877,7 +877,7 @@ def test_handshake_with_another_address(
 
 @needsLinux
 def test_handshake_that_stays_half_done(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stop does not wait for ever."""
+    """A stop waits for an in-flight handshake until its timeout."""
     monkeypatch.setattr(drainModule, "HANDSHAKE_TIMEOUT", 0.05)
     server = serve()
     with InFlight(*server.port._listener.getsockname()).client:
@@ -886,7 +886,7 @@ def test_handshake_that_stays_half_done(serve: Serve, monkeypatch: pytest.Monkey
 
 
 def test_where_no_handshakes_are_shown(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stop waits until nobody has come for a while."""
+    """Where the system lists no handshakes, a stop waits for a grace period without a client."""
     monkeypatch.setattr(drainModule, "TABLE", "/no/such/file")
     monkeypatch.setattr(drainModule, "HIDDEN_HANDSHAKE_GRACE", 0.05)
     server = serve()
@@ -901,7 +901,7 @@ def test_where_no_handshakes_are_shown(serve: Serve, monkeypatch: pytest.MonkeyP
 
 
 class Lingering(HelloProtocol):
-    """A protocol that reports a connection at its end, which comes when the client sends."""
+    """A protocol that closes the connection when the client sends, and reports it then."""
 
     def connectionMade(self) -> None:
         """Read nothing yet."""
@@ -909,7 +909,7 @@ class Lingering(HelloProtocol):
         self.ends = self.transport.getPeer(), self.transport.getHost()
 
     def dataReceived(self, data: bytes) -> None:
-        """Answer, and end."""
+        """Answer, and close the connection."""
         self.transport.write(b"bye")
         self.transport.loseConnection()
 
@@ -923,7 +923,7 @@ Lingerers = tuple[Server, list[Lingering]]
 
 @pytest.fixture(params=["tcp", "unix", "inherited"])
 def lingering(serve: Serve, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Lingerers]:
-    """Return a port with another protocol, and what it builds."""
+    """Return a port with another protocol, and the protocols that it builds."""
     protocols: list[Lingering] = []
 
     class LingeringFactory(HelloFactory):
@@ -944,7 +944,7 @@ def lingering(serve: Serve, tmp_path: Path, request: pytest.FixtureRequest) -> I
 
 
 def test_connections_that_are_open_at_a_stop(lingering: Lingerers) -> None:
-    """It waits for them after the socket is closed, though nothing is read from them."""
+    """A stop waits for open connections after the socket is closed, also for paused ones."""
     server, protocols = lingering
     client = server.connect(data=b"hello")
     until(lambda: protocols)
@@ -961,7 +961,7 @@ def test_connections_that_are_open_at_a_stop(lingering: Lingerers) -> None:
 
 
 def test_connections_that_stay_open(lingering: Lingerers, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are aborted, and their protocols know that before the stop is over."""
+    """Connections that stay open are aborted, and their protocols know before the stop is over."""
     monkeypatch.setattr(drainModule, "CONNECTION_TIMEOUT", 0.05)
     server, protocols = lingering
     clients = [server.connect() for _ in range(2)]
@@ -975,7 +975,7 @@ def test_connections_that_stay_open(lingering: Lingerers, monkeypatch: pytest.Mo
 
 
 def test_unix_socket(serve: Serve, tmp_path: Path) -> None:
-    """It is served in place; at the end its queue is served, and everyone else is refused."""
+    """At a stop of a UNIX socket, its accept queue is served, and new clients are refused."""
     server = serve(tmp_path / "s")
     clients = [server.connect() for _ in range(MAX_ACCEPTS + 8)]
     server.port.doRead()
@@ -991,7 +991,7 @@ def test_unix_socket(serve: Serve, tmp_path: Path) -> None:
 
 
 def test_stopped_unix_socket_does_not_spin(serve: Serve, tmp_path: Path) -> None:
-    """Nobody is looked for after the queue, though a header is still waited for."""
+    """A UNIX socket whose queue is served is read no more while a stop waits for a header."""
     server = serve(tmp_path / "s", make=proxied)
     client = server.connect()
     until(lambda: server.factory.waiting)
@@ -1009,7 +1009,7 @@ def test_stopped_unix_socket_does_not_spin(serve: Serve, tmp_path: Path) -> None
 def test_socket_that_another_process_shuts_down(
     tmp_path: Path, make: Any, family: socket.AddressFamily
 ) -> None:
-    """The port is closed and says so once, and does not try for ever."""
+    """A port whose socket another process has shut down closes, and logs that once."""
     with socket.socket(family) as owned:
         owned.bind(("127.0.0.1", 0) if family == socket.AF_INET else f"{tmp_path}/s")
         owned.listen()
@@ -1036,7 +1036,7 @@ def test_socket_that_another_process_shuts_down(
 
 
 def test_last_descriptor(serve: Serve) -> None:
-    """One descriptor is enough to listen, and without any the reason is told."""
+    """One descriptor is enough to listen; without any, the error says why."""
     serve().stop()  # Twisted reserves a descriptor for all of its ports.
     endpoint = HelloEndpoint(reactor, "tcp:0:interface=127.0.0.1")
     results: list[Any] = []
@@ -1072,7 +1072,7 @@ def test_descriptors_of_a_port(serve: Serve, tmp_path: Path, kind: str, make: An
 
 
 def test_unix_socket_that_cannot_be_removed(tmp_path: Path) -> None:
-    """The factory stops all the same, so that connections without a header are recorded."""
+    """If the file cannot be removed, the factory stops, and records its connections."""
     folder = tmp_path / "folder"
     folder.mkdir()
     server = Server(folder / "s", make=proxied)
@@ -1090,7 +1090,7 @@ def test_unix_socket_that_cannot_be_removed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", ["AF_UNIX", "AF_INET"])
 def test_inherited_socket(tmp_path: Path, family: str) -> None:
-    """It is served, and afterwards is as it was: there, listening, its mode and queue kept."""
+    """An inherited socket stays open after the stop, with its mode and its accept queue."""
     path = str(tmp_path / "s")
     with socket.socket(getattr(socket, family)) as owned, ExitStack() as stack:
         owned.bind(path if family == "AF_UNIX" else ("127.0.0.1", 0))
@@ -1116,7 +1116,7 @@ def test_inherited_socket(tmp_path: Path, family: str) -> None:
 
 
 def test_inherited_socket_behind_a_proxy() -> None:
-    """Of those accepted before a stop, who sends the header soon after is named, as is no other."""
+    """Of the clients accepted before a stop, only those whose header follows soon are named."""
     with socket.create_server(("127.0.0.1", 0)) as owned, ExitStack() as stack:
         server = Server(owned=owned, make=proxied)
         clients = [stack.enter_context(server.connect()) for _ in range(2)]
@@ -1133,7 +1133,7 @@ def test_inherited_socket_behind_a_proxy() -> None:
 
 
 def test_reactor_that_stops() -> None:
-    """What the reactor closes by itself is closed at once, even during a pause."""
+    """A port that the reactor closes is closed at once, even during a pause."""
     server = Server(make=proxied)
     client = server.connect(data=HEADER)
     until(lambda: server.seen)

@@ -23,7 +23,7 @@ def connect(factory: HelloFactory, client: object = CLIENT) -> StringTransport:
 
 
 def test_logs_and_hangs_up() -> None:
-    """Without an observer, a connection is one line of Twisted's log, at info; nothing is sent."""
+    """Without an observer, a connection is logged in one line at info; nothing is sent."""
     with capturedLogs() as events:
         transport = connect(HelloFactory())
     assert [(formatEvent(event), event["log_level"]) for event in events] == [
@@ -34,7 +34,7 @@ def test_logs_and_hangs_up() -> None:
 
 
 def test_event_carries_plain_fields() -> None:
-    """A JSON log holds each field as it is; the connection itself is there too."""
+    """The log event carries each field of the record, and the connection itself."""
     with capturedLogs() as events:
         connect(HelloFactory())
     assert isinstance(events[0]["connection"], Connection)
@@ -44,7 +44,7 @@ def test_event_carries_plain_fields() -> None:
 
 
 def test_observer_gets_connections_instead() -> None:
-    """An observer is handed each connection, and nothing is logged."""
+    """An observer is called with each connection, and nothing is logged."""
     seen: list[Connection] = []
     factory = HelloFactory(seen.append)
     with capturedLogs() as events:
@@ -61,7 +61,7 @@ def test_observer_gets_connections_instead() -> None:
 
 @pytest.mark.parametrize("error", [RuntimeError, SystemExit])
 def test_observer_that_raises(error: type[BaseException]) -> None:
-    """An observer's error is logged; the next one is told, and the connection is dropped."""
+    """An observer's error is logged; the next observer is called, and the connection is closed."""
 
     def observer(connection: Connection) -> None:
         raise error("no room")
@@ -79,7 +79,7 @@ def test_observer_that_raises(error: type[BaseException]) -> None:
 
 
 def test_transport_without_addresses() -> None:
-    """A connection that cannot say who it is does not stay open for that."""
+    """A connection whose transport raises an error is closed."""
 
     class Nameless(StringTransport):
         def getPeer(self) -> None:

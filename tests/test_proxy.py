@@ -1,4 +1,4 @@
-"""PROXY headers: whatever arrives, and however it is cut, is one record."""
+"""PROXY headers: any data, in any pieces, makes one record."""
 
 from __future__ import annotations
 
@@ -75,13 +75,13 @@ def extended(*extensions: bytes) -> bytes:
 
 
 def signed(*extensions: bytes, wrong: int = 0) -> bytes:
-    """Return a header of version 2 with extensions, the last of which is its checksum, or not."""
+    """Return a header of version 2 with extensions and a checksum, which may be wrong."""
     header = extended(*extensions, tlv(3, bytes(4)))
     return header[:-4] + struct.pack("!L", divided(header) ^ wrong)
 
 
 def divided(data: bytes) -> int:
-    """Return the CRC32C as RFC 9260 defines it: by division, of bits in order of transmission."""
+    """Return the CRC32C by RFC 9260's definition: a division of bits in order of transmission."""
     bits = int.from_bytes(bytes(int(f"{byte:08b}"[::-1], 2) for byte in data), "big") << 32
     rest = bits ^ 0xFFFFFFFF << 8 * len(data)
     for place in range(8 * len(data) - 1, -1, -1):
@@ -96,10 +96,10 @@ def unix(source: bytes, dest: bytes, family: int = 0x31) -> bytes:
 
 
 class Server:
-    """A proxied factory with a clock, and what it has reported."""
+    """A proxied factory with a clock, and the records of its connections."""
 
     def __init__(self, *trusted: str, hello: HelloFactory | None = None) -> None:
-        """Start with nothing."""
+        """Make a factory."""
         self.clock = Clock()
         self.seen: list[Connection] = []
         self.factory = ProxiedFactory(
@@ -117,7 +117,7 @@ class Server:
         return protocol, transport
 
     def receive(self, *chunks: bytes) -> Connection:
-        """Connect a proxy that sends chunks and then waits, and return the one record of that."""
+        """Connect a proxy that sends chunks and then waits; return its only record."""
         protocol, transport = self.connect()
         before = len(self.seen)
         for chunk in chunks:
@@ -132,7 +132,7 @@ class Server:
 
 
 def receive(*chunks: bytes) -> Connection:
-    """Return what a new server reports of these chunks."""
+    """Return a new server's record of these chunks."""
     return Server().receive(*chunks)
 
 
@@ -268,7 +268,7 @@ INVALID = [
 
 @pytest.mark.parametrize(("header", "text"), NAMED, ids=repr)
 def test_header_names_the_client(header: bytes, text: str) -> None:
-    """The client is who the header names, as soon as its last byte is in; the proxy is told too."""
+    """The record names the client and the proxy as soon as the last byte of the header arrives."""
     server = Server()
     protocol, transport = server.connect()
     for byte in header[:-1]:
@@ -295,7 +295,7 @@ def test_header_that_names_nobody(header: bytes) -> None:
 
 @pytest.mark.parametrize("data", INVALID, ids=repr)
 def test_what_is_no_header(data: bytes) -> None:
-    """It is recorded with the socket's own peer, and what was wrong."""
+    """Invalid data is recorded with the socket's own peer, and an error."""
     connection = receive(data)
     assert (connection.client, connection.server) == (PROXY, HOST)
     assert (connection.proxy, connection.error) == (None, "proxy_header_invalid")
@@ -321,12 +321,12 @@ def test_what_is_no_header(data: bytes) -> None:
     ids=repr,
 )
 def test_header_without_an_end(data: bytes, error: str) -> None:
-    """It has 5 seconds, and 107 bytes in version 1 or 16 + 4,096 in version 2."""
+    """A header has 5 seconds, and 107 bytes in version 1 or 16 + 4,096 in version 2."""
     assert receive(data).error == f"proxy_header_{error}"
 
 
 def test_longest_headers() -> None:
-    """What just fits is taken."""
+    """A header of the largest size is accepted."""
     assert receive(b"PROXY UNKNOWN ".ljust(105, b"x") + b"\r\n").error is None
     assert receive(LOCAL[:-2] + b"\x10\0" + bytes(4096)).error is None
     certificate = tlv(0x20, bytes(4096 - 12 - 3 - 4))
@@ -353,7 +353,7 @@ def test_longest_headers() -> None:
     ],
 )
 def test_extensions(extensions: list[bytes], expected: Extensions) -> None:
-    """What is well-formed is there, once and truncated; what is not is left out."""
+    """A well-formed extension is recorded once, truncated; a malformed one is left out."""
     connection = receive(extended(*extensions))
     assert connection.extensions == expected
     assert connection.error is None
@@ -364,7 +364,7 @@ def test_extensions(extensions: list[bytes], expected: Extensions) -> None:
 
 
 def test_extensions_of_nobody() -> None:
-    """A proxy's own health check and a connection of an unspecified family tell nothing."""
+    """Extensions of health checks, and of an unspecified address family, are ignored."""
     for header in (v2(0x11, bytes(12) + tlv(2, b"e"), command=0x20), v2(0x00, tlv(2, b"e"))):
         assert receive(header).extensions == NO_EXTENSIONS
 
@@ -387,7 +387,7 @@ def test_checksum(data: bytes, expected: int) -> None:
 
 @given(st.binary(max_size=200))
 def test_any_checksum(data: bytes) -> None:
-    """It is the remainder that the RFC defines."""
+    """The checksum is the remainder that the RFC defines."""
     assert crc32c(data) == divided(data)
 
 
@@ -411,7 +411,7 @@ def test_any_checksum(data: bytes) -> None:
     ],
 )
 def test_captured_headers(header: str, text: str) -> None:
-    """What AWS's load balancer sends is taken, and a flipped bit is noticed."""
+    """The headers of AWS's load balancer are accepted, but not with a flipped bit."""
     data = bytes.fromhex(header) + bytes(36)
     assert str(receive(data)) == f"Connection established! {text}"
     for place in (17, 33, 60, len(data) - 1):
@@ -422,7 +422,7 @@ def test_captured_headers(header: str, text: str) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"PROXY TCP4 1.2."])
 def test_hang_up_halfway(data: bytes) -> None:
-    """A client that hangs up before its header is whole is recorded once."""
+    """A client that closes before its header is whole is recorded once."""
     server = Server()
     protocol, _ = server.connect()
     protocol.dataReceived(data)
@@ -434,7 +434,7 @@ def test_hang_up_halfway(data: bytes) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"P", b"G", LOCAL])
 def test_silent(data: bytes) -> None:
-    """A connection is silent if nothing was received, whatever becomes of it."""
+    """A connection is silent if no byte was received, whatever its error is."""
     assert receive(data).silent == (not data)
 
 
@@ -451,7 +451,7 @@ def test_silent(data: bytes) -> None:
     ],
 )
 def test_trusted(peer: IAddress) -> None:
-    """A proxy that is trusted names the client; so does whoever may connect to a UNIX socket."""
+    """The headers of trusted proxies, and of all peers of a UNIX socket, are believed."""
     server = Server("10.0.0.0/8", "::ffff:192.0.2.7", "fe80::%eth0/64")
     protocol, transport = server.connect(peer)
     assert not server.seen
@@ -473,7 +473,7 @@ def test_trusted(peer: IAddress) -> None:
     ],
 )
 def test_untrusted(peer: IAddress, header: bytes) -> None:
-    """Anybody else is recorded as itself, at once and once, whatever comes."""
+    """An untrusted peer is recorded as itself, at once, and once, whatever it sends."""
     server = Server("10.0.0.0/8", "::ffff:192.0.2.7", "fe80::%eth0/64")
     protocol, transport = server.connect(peer)
     assert transport.disconnecting
@@ -490,7 +490,7 @@ def test_untrusted(peer: IAddress, header: bytes) -> None:
 
 @pytest.mark.parametrize("counts", [True, False])
 def test_untrusted_with_a_subclass_that_fails(counts: bool) -> None:
-    """What a subclass raises goes no further: the peer is recorded once, and dropped."""
+    """If a subclass raises an error, the peer is recorded once, and its connection closed."""
 
     class Failing(HelloFactory):
         def established(self, *arguments: Any, **facts: Any) -> None:
@@ -508,13 +508,13 @@ def test_untrusted_with_a_subclass_that_fails(counts: bool) -> None:
 
 
 def test_nobody_is_trusted() -> None:
-    """An empty list of proxies is not the same as none."""
+    """An empty list of trusted proxies trusts nobody."""
     factory = ProxiedFactory(HelloFactory(), Clock(), Networks([]))
     assert not isinstance(factory.buildProtocol(PROXY), ProxiedProtocol)
 
 
 def test_stop() -> None:
-    """Those whose header was on its way when the last port closed are recorded, and no others."""
+    """When a port closes, its connections without a whole header are recorded, not another's."""
     server = Server()
     server.factory.doStart()
     assert server.factory.hello.numPorts == 1
@@ -530,7 +530,7 @@ def test_stop() -> None:
 
 
 def test_each_has_the_same_time() -> None:
-    """One timer is enough for all, and nobody has less time because of somebody else."""
+    """One timer serves all connections, and each has the full timeout."""
     server = Server()
     _, early = server.connect()
     server.clock.advance(1)
@@ -548,7 +548,7 @@ def test_each_has_the_same_time() -> None:
 
 
 def test_process_that_stood_still() -> None:
-    """What was sent meanwhile has a moment to arrive, which the silent wait for as well."""
+    """After the process was stopped, headers have a grace period to arrive."""
     server = Server()
     (sending, _), (_, silent) = server.connect(), server.connect()
     server.clock.advance(2 * HEADER_TIMEOUT)
@@ -560,7 +560,7 @@ def test_process_that_stood_still() -> None:
 
 
 def test_time_is_when_it_was_accepted() -> None:
-    """However late the header, the record's time is the connection's."""
+    """The record's time is that of the accept, however late the header is."""
     server = Server()
     protocols, between = [], [time()]
     for _ in range(3):
@@ -577,7 +577,7 @@ def test_time_is_when_it_was_accepted() -> None:
 
 @pytest.mark.parametrize("counts", [True, False])
 def test_subclass_that_fails(counts: bool) -> None:
-    """What a subclass raises keeps neither the connection nor its record, whatever the reason."""
+    """If a subclass raises an error, the connection is closed and recorded all the same."""
 
     class Failing(HelloFactory):
         def established(self, *arguments: Any, **facts: Any) -> None:
@@ -602,7 +602,7 @@ def test_subclass_that_fails(counts: bool) -> None:
         server.factory.doStop()
     assert all(each.disconnecting for each in transports)
     assert server.factory.hello.connections == len(seen) == 8
-    # Of the one whose header was whole, its protocol's failure is logged as well.
+    # For the connection with a whole header, the failure of its protocol is logged, too.
     assert len(events) == (8 if counts else 9)
     whole = None if counts else "failed"
     errors = ["incomplete", *["evicted"] * 2, *["timeout"] * 2, *["stopped"] * 2]
@@ -610,7 +610,7 @@ def test_subclass_that_fails(counts: bool) -> None:
 
 
 def test_transport_that_fails() -> None:
-    """One that cannot be closed does not keep the others from their time limit for ever."""
+    """A transport that cannot be closed does not end the timeout of later connections."""
 
     class Broken(StringTransport):
         def loseConnection(self) -> None:
@@ -630,7 +630,7 @@ def test_transport_that_fails() -> None:
 
 
 def test_evicted_from_standard_input() -> None:
-    """A transport that cannot be aborted is closed."""
+    """A transport without C{abortConnection} is closed at an eviction."""
     server = Server()
     protocol = server.factory.buildProtocol(PROXY)
     transport = FileWrapper(BytesIO())
@@ -641,7 +641,7 @@ def test_evicted_from_standard_input() -> None:
 
 
 def test_tls_is_aborted() -> None:
-    """A TLS peer is not asked whether it agrees to the end."""
+    """A TLS connection is aborted, without waiting for the peer's close_notify."""
     server = Server()
     protocol, transport = server.connect()
     directlyProvides(transport, ISSLTransport)
@@ -650,13 +650,13 @@ def test_tls_is_aborted() -> None:
 
 
 def test_datagrams() -> None:
-    """A proxy that says it forwards UDP is believed."""
+    """A header may name UDP as the transport."""
     header = inet(0x12, "192.0.2.7", "198.51.100.1", 53, 53)
     assert receive(header).fields()["network.transport"] == "udp"
 
 
 def test_fields() -> None:
-    """The proxy stands in its own fields."""
+    """The proxy has its own fields in the record."""
     fields = receive(NAMED[0][0]).fields()
     assert (fields["client.address"], fields["client.port"]) == ("192.0.2.7", 56324)
     assert (fields["server.address"], fields["server.port"]) == ("198.51.100.1", 443)
@@ -704,7 +704,7 @@ def cut(data: bytes, places: Iterable[int]) -> list[bytes]:
 def test_any_header_cut_anywhere(
     header: tuple[bytes, tuple[object, object]], behind: bytes, places: list[int]
 ) -> None:
-    """A valid header says what it says, in whatever pieces it comes, whatever comes behind."""
+    """A valid header is parsed in whatever pieces it comes, whatever data follows."""
     data, named = header
     connection = receive(*cut(data + behind, places))
     assert connection.error is None
@@ -729,14 +729,14 @@ def test_any_header_cut_anywhere(
     places=st.lists(st.integers(0, 2000)),
 )
 def test_any_bytes_are_one_record(data: bytes, places: list[int]) -> None:
-    """Nothing raises, nothing stays open, nothing is recorded twice, whatever is sent."""
+    """Any data is recorded once and raises no error, in any pieces."""
     whole, pieces = receive(data), receive(*cut(data, places))
     assert replace(whole, time=0) == replace(pieces, time=0)
     assert str(whole).isprintable()
 
 
 def oracle(data: bytes) -> tuple[object, ...] | None:
-    """Return who the library proxy-protocol says that a header names, or L{None} if it refuses."""
+    """Return the addresses that the library proxy-protocol finds, or L{None} if it refuses."""
     try:
         result = ProxyProtocolDetect().unpack(data)
     except Exception:
@@ -750,7 +750,7 @@ def oracle(data: bytes) -> tuple[object, ...] | None:
 @settings(max_examples=300)
 @given(header=st.one_of(headers().map(lambda made: made[0]), st.sampled_from(CORPUS)))
 def test_oracle(header: bytes) -> None:
-    """Who is named is who another reader of the specification names, if that takes the header."""
+    """The addresses are those that another parser finds, if it accepts the header."""
     theirs = oracle(header)
     try:
         ours = parse(header)
@@ -776,7 +776,7 @@ others = st.lists(st.tuples(st.integers(6, 255), st.binary(max_size=40)), max_si
 def test_extensions_as_another_reads_them(
     authority: str, uniqueId: bytes, others: list[tuple[int, bytes]]
 ) -> None:
-    """The library proxy-protocol finds the same texts, which can be read back from the record."""
+    """The library proxy-protocol finds the same texts as the record has, unescaped."""
     mixed = [*others, (2, authority.encode()), *others, (5, uniqueId)]
     header = extended(*(tlv(*pair) for pair in mixed))
     theirs = ProxyProtocolDetect().unpack(header).tlv
@@ -786,6 +786,6 @@ def test_extensions_as_another_reads_them(
 
 
 def unescaped(text: str | None) -> bytes:
-    """Return what a text of a record was before it was escaped."""
+    """Return a text of a record as it was before it was escaped."""
     plain = (text or "").encode("ascii", "backslashreplace").decode("unicode_escape")
     return plain.encode("utf-8", "surrogateescape")

@@ -27,7 +27,7 @@ HEADER = b"PROXY TCP4 192.0.2.7 198.51.100.1 51512 443\r\n"
 
 
 class Served:
-    """A factory on an endpoint, and what was recorded of its connections."""
+    """A factory on an endpoint, and the records of its connections."""
 
     def __init__(self, description: str, make: Callable[..., HelloFactory]) -> None:
         """Listen."""
@@ -64,7 +64,7 @@ def received(client: socket.socket) -> bytes:
 
 @pytest.fixture
 def serve() -> Iterator[Callable[..., Served]]:
-    """Return what serves a factory, until the end of the test."""
+    """Return a function that serves a factory until the end of the test."""
     served: list[Served] = []
 
     def start(description: str = TCP, make: Callable[..., HelloFactory] = HelloFactory) -> Served:
@@ -88,7 +88,7 @@ def description(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def edit(monkeypatch: pytest.MonkeyPatch, change: Callable[[HelloProtocol], object]) -> None:
-    """Change what L{HelloProtocol} itself does first, as somebody does who learns from it."""
+    """Insert a function at the start of L{HelloProtocol.connectionMade}, as an edit does."""
     before = HelloProtocol.connectionMade
 
     def connectionMade(self: HelloProtocol) -> None:
@@ -104,7 +104,7 @@ def named(served: Served) -> list[str | None]:
 
 
 def test_edited_protocol(serve: Serve, description: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is added to C{connectionMade} runs for each connection, on every endpoint."""
+    """Code that was added to C{connectionMade} runs for each connection, on every endpoint."""
     edit(monkeypatch, lambda protocol: protocol.transport.write(b"Hello\r\n"))
     served = serve(description)
     assert [served.ask(), served.ask()] == [b"Hello\r\n"] * 2
@@ -112,7 +112,7 @@ def test_edited_protocol(serve: Serve, description: str, monkeypatch: pytest.Mon
 
 
 def test_large_write(serve: Serve, description: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What does not fit into the socket's buffer is sent before the end, in its order."""
+    """Data that does not fit into the socket's buffer is sent in order before the end."""
     large = bytes(range(256)) * 40_000
     edit(monkeypatch, lambda protocol: protocol.transport.writeSequence([b"<", large]))
     edit(monkeypatch, lambda protocol: protocol.transport.write(b"first "))
@@ -122,7 +122,7 @@ def test_large_write(serve: Serve, description: str, monkeypatch: pytest.MonkeyP
 def test_protocol_that_stays(
     serve: Serve, description: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without a hang-up, the protocol gets the data, and is told of the end."""
+    """A protocol that does not close the connection receives the data, and C{connectionLost}."""
     reasons: list[str] = []
 
     def answer(self: HelloProtocol, data: bytes) -> None:
@@ -141,7 +141,7 @@ def test_protocol_that_stays(
 
 
 def test_end_in_place(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its protocol is told once that the connection has ended; nothing is sent after a hang-up."""
+    """C{connectionLost} is called once; nothing is sent after C{loseConnection}."""
     reasons: list[str] = []
 
     def connectionMade(self: HelloProtocol) -> None:
@@ -159,7 +159,7 @@ def test_end_in_place(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_more_of_the_transport(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever else a transport has is there, and works."""
+    """All other attributes of a transport exist, and work."""
     quick: list[int] = []
 
     def ask(protocol: HelloProtocol) -> None:
@@ -179,7 +179,7 @@ def test_more_of_the_transport(serve: Serve, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("size", [3, 10_000_000])
 def test_client_that_has_reset(serve: Serve, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    """Writing to a client that is gone does not raise; the client is recorded."""
+    """Writing to a client that has reset does not raise an error; the client is recorded."""
     served = serve()
     edit(monkeypatch, lambda protocol: protocol.transport.write(bytes(size)))
     client = served.connect()
@@ -191,7 +191,7 @@ def test_client_that_has_reset(serve: Serve, monkeypatch: pytest.MonkeyPatch, si
 
 
 def test_buffer_that_is_full() -> None:
-    """What is written to a full buffer is left to the reactor, whole."""
+    """Data that is written to a full buffer is handed to the reactor, complete."""
     written: list[bytes] = []
 
     class Full:
@@ -210,19 +210,19 @@ def test_buffer_that_is_full() -> None:
 
 
 class Banner(HelloProtocol):
-    """Greets, then answers with what it knows of the client."""
+    """Sends a greeting, then answers with the addresses of the connection."""
 
     lost: Any = None
 
     def connectionMade(self) -> None:
-        """Record the client without hanging up."""
+        """Record the client without closing the connection."""
         facts = getattr(self.transport, "facts", {})
         client, server = self.transport.getPeer(), self.transport.getHost()
         self.factory.established(client, server, **facts)
         self.transport.write(b"220 hello\r\n")
 
     def dataReceived(self, data: bytes) -> None:
-        """Answer, and hang up."""
+        """Answer, and close the connection."""
         self.transport.writeSequence([data, b" from ", str(self.transport.getPeer()).encode()])
         cast(Any, self.transport).registerProducer(self, True)
         cast(Any, self.transport).unregisterProducer()
@@ -269,7 +269,7 @@ class Subclass(HelloFactory):
 def test_own_protocol(
     serve: Serve, description: str, make: Callable[..., HelloFactory], together: bool
 ) -> None:
-    """However it was given, it serves, behind a PROXY header too, and gets the client's data."""
+    """However a factory sets its protocol, that serves, and gets the client's data."""
     Banner.lost = None
     served = serve(description, make)
     with served.connect(b"hello" if together else b"") as client:
@@ -286,7 +286,7 @@ def test_own_protocol(
 
 
 def test_protocol_that_is_given_later(serve: Serve, description: str) -> None:
-    """A protocol that is set after C{listen} serves whoever is accepted from then on."""
+    """A protocol that is set after C{listen} serves all connections that are accepted later."""
     served = serve(description)
     assert served.ask() == b""
     served.factory.protocol = Banner  # type: ignore[assignment]
@@ -297,7 +297,7 @@ def test_protocol_that_is_given_later(serve: Serve, description: str) -> None:
 
 
 def test_factory_that_builds_nothing(serve: Serve, description: str) -> None:
-    """Without a protocol, the connection ends, unrecorded: that was the factory's choice."""
+    """If the factory builds no protocol, the connection is closed without a record."""
     served = serve(description)
     served.factory.buildProtocol = lambda address: None  # type: ignore[method-assign]
     assert served.ask() == b""
@@ -305,7 +305,7 @@ def test_factory_that_builds_nothing(serve: Serve, description: str) -> None:
 
 
 class Failing(HelloProtocol):
-    """Fails, before or after the connection was recorded."""
+    """Fails before or after the connection was recorded."""
 
     first = True
 
@@ -320,7 +320,7 @@ class Failing(HelloProtocol):
 def test_protocol_that_fails(
     serve: Serve, description: str, monkeypatch: pytest.MonkeyPatch, first: bool
 ) -> None:
-    """Its connection is recorded once and closed, and the log says why."""
+    """The connection of a failing protocol is recorded once and closed, and the log says why."""
     monkeypatch.setattr(Failing, "first", first)
     served = serve(description)
     served.factory.protocol = Failing  # type: ignore[assignment]

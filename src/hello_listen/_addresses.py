@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import lru_cache
 from ipaddress import IPv6Address as IPv6
-from socket import AF_INET6, inet_ntop, inet_pton
+from socket import AF_INET6, if_indextoname, inet_ntop, inet_pton
+from typing import Any
 
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IAddress
@@ -13,6 +15,24 @@ IPV4_CHARACTERS = "0123456789."
 """The characters of an IPv4 address: Twisted's own C{haproxy:} takes any text for a host."""
 
 _NAT64_PREFIX = inet_pton(AF_INET6, "64:ff9b::")[:12]
+
+
+def socketAddress(name: Any) -> IAddress:
+    """
+    Return the address of a TCP or UNIX socket.
+
+    @param name: the address in the form of L{socket.socket.getsockname}. The scope of an IPv6
+        address becomes a part of the host, as in Twisted's own addresses.
+    """
+    if not isinstance(name, tuple):
+        return UNIXAddress(name or None)
+    if len(name) == 2:
+        return IPv4Address("TCP", *name)
+    host, port, flow, scope = name
+    if scope:
+        with suppress(OSError):
+            host = f"{host}%{if_indextoname(scope)}"
+    return IPv6Address("TCP", host, port, flow, scope)
 
 
 def unmapped(address: IAddress) -> IAddress:

@@ -12,7 +12,8 @@ from twisted.internet.error import ConnectionLost
 from twisted.internet.interfaces import IAddress
 from twisted.python.failure import Failure
 
-from hello_listen._transport import EndedTransport, socketAddress
+from hello_listen._addresses import socketAddress
+from hello_listen._transport import EndedTransport
 
 NO_DESCRIPTOR = errno.EMFILE, errno.ENFILE
 """The errors of a process, and of a system, that has no descriptor left."""

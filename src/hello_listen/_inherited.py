@@ -15,8 +15,7 @@ from twisted.internet.endpoints import quoteStringArgument
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from hello_listen._addresses import addressText
-from hello_listen._transport import socketAddress
+from hello_listen._addresses import addressText, socketAddress
 
 START = 3
 """The first descriptor that is passed (SD_LISTEN_FDS_START)."""

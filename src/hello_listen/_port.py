@@ -20,12 +20,12 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from hello_listen._addresses import addressText, printable, unmapped
+from hello_listen._addresses import addressText, printable, socketAddress, unmapped
 from hello_listen._adopter import NO_DESCRIPTOR, Adopter
 from hello_listen._clock import monotonicClock
 from hello_listen._drain import Drain, endConnections, refuseNew
 from hello_listen._proxy import PendingHeaders, ProxiedFactory, pendingHeaders
-from hello_listen._transport import InPlaceTransport, socketAddress
+from hello_listen._transport import InPlaceTransport
 from hello_listen.protocol import HelloFactory, HelloProtocol, establish
 
 MAX_ACCEPTS = 32

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from io import BytesIO
-from socket import MSG_DONTWAIT, if_indextoname, socket
+from socket import MSG_DONTWAIT, socket
 from typing import Any, ClassVar, cast
 
-from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import (
     IAddress,
     IConsumer,
@@ -20,24 +18,6 @@ from twisted.internet.interfaces import (
 from twisted.internet.protocol import FileWrapper, Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
-
-
-def socketAddress(name: Any) -> IAddress:
-    """
-    Return the address of a TCP or UNIX socket.
-
-    @param name: the address in the form of L{socket.socket.getsockname}. The scope of an IPv6
-        address becomes a part of the host, as in Twisted's own addresses.
-    """
-    if not isinstance(name, tuple):
-        return UNIXAddress(name or None)
-    if len(name) == 2:
-        return IPv4Address("TCP", *name)
-    host, port, flow, scope = name
-    if scope:
-        with suppress(OSError):
-            host = f"{host}%{if_indextoname(scope)}"
-    return IPv6Address("TCP", host, port, flow, scope)
 
 
 @implementer(ITransport)
