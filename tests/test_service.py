@@ -140,8 +140,10 @@ def test_starting_while_it_stops() -> None:
     observer = ClosingObserver()
     before, after = [FakePort(), FakePort()], [FakePort(), FakePort()]
     reactor = FakeReactor(*before, *after)
-    service = HelloService(HelloFactory(observer), ["tcp:1"], reactor)
-    service.serveStatus(HelloEndpoint(reactor, "tcp:2"), HelloFactory())
+    status = HelloEndpoint(reactor, "tcp:2")
+    service = HelloService(
+        HelloFactory(observer), ["tcp:1"], reactor, (status, lambda service: HelloFactory())
+    )
     service.startService()
     stopped = service.stopService()
     service.startService()

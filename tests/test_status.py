@@ -891,9 +891,8 @@ def test_warning(host: str | None, warns: int) -> None:
         def listen(self, factory: object) -> Any:
             return succeed(Port())
 
-    service = HelloService(HelloFactory(), [], MemoryReactorClock())
-    endpoint: Any = Endpoint()
-    service.serveStatus(endpoint, object())
+    status: Any = Endpoint(), lambda service: object()
+    service = HelloService(HelloFactory(), [], MemoryReactorClock(), status)
     with capturedLogs() as events:
         service.privilegedStartService()
     assert sum("open to other machines" in (formatEvent(event) or "") for event in events) == warns
@@ -932,8 +931,8 @@ def test_all_or_nothing(monkeypatch: pytest.MonkeyPatch, refused: int) -> None:
         (["--status", "7880"], "; did you mean 'tcp:7880:interface=127.0.0.1'?"),
         (["--status", "tcp:1", "--status-host", "a:80"], "not a host name (without port or path"),
         (["--status", "tcp:1", "--status-host", "b\u00fc cher"], "not a host name (without port"),
-        (["--status", "tcp:1", "--status", "tcp:2"], "there is one status endpoint: 'tcp:2'"),
-        (["--status", "haproxy:tcp:1"], "'haproxy:tcp:1': a PROXY header is of no use here"),
+        (["--status", "tcp:1", "--status", "tcp:2"], "--status given twice: 'tcp:2'"),
+        (["--status", "haproxy:tcp:1"], "'haproxy:tcp:1': haproxy: is not supported for --status"),
         (["--status-host", "status.example"], "--status-host needs --status"),
     ],
 )

@@ -412,7 +412,7 @@ def test_standard_descriptors_that_are_closed() -> None:
 
 def test_connection_log_is_opened_last(tmp_path: Path) -> None:
     """A file is opened once all else is right."""
-    with pytest.raises(UsageError, match=r"one connection log: '.*second'$"):
+    with pytest.raises(UsageError, match=r"--connection-log given twice: '.*second'$"):
         parse("-l", str(tmp_path / "first"), "-l", str(tmp_path / "second"))
     with pytest.raises(UsageError, match="not a number"):
         parse("-l", str(tmp_path / "first"), "-e", "tcp:x")

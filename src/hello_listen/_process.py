@@ -1,4 +1,4 @@
-"""A process that does nothing else: it ends if it cannot listen, and handles signals."""
+"""A HelloService that owns its process: exit status and signals."""
 
 from __future__ import annotations
 
@@ -7,73 +7,83 @@ import re
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IStreamServerEndpoint
 from twisted.logger import Logger
 
 from hello_listen.connection_log import ConnectionLog
 from hello_listen.endpoint import ListenError
+from hello_listen.protocol import HelloFactory
 from hello_listen.service import HelloService
 
 _log = Logger(namespace="hello_listen")
 
-# The reactor handles the first two.
-_REACTORS = {signal.SIGINT, signal.SIGTERM}
-_OTHERS = {signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2}
+_REACTOR_SIGNALS = {signal.SIGINT, signal.SIGTERM}
+"""The signals that a reactor handles."""
 
-SIGNALS = _REACTORS | _OTHERS
+_OTHER_SIGNALS = {signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2}
+
+SIGNALS = _REACTOR_SIGNALS | _OTHER_SIGNALS
 """Signals that are blocked until the reactor runs."""
 
 
 class PluginService(HelloService):
-    """
-    The only service of a process, which ends if it cannot listen.
+    """The only service of a process, which ends if an endpoint cannot be bound."""
 
-    @ivar log: what SIGHUP opens anew, or L{None}.
-    """
+    def __init__(
+        self,
+        factory: HelloFactory,
+        endpoints: Sequence[IStreamServerEndpoint],
+        reactor: Any,
+        log: ConnectionLog | None,
+        status: tuple[IStreamServerEndpoint, Callable[[HelloService], Any]] | None,
+    ) -> None:
+        """
+        Take what L{HelloService} does, and a log.
 
-    log: ConnectionLog | None = None
-
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
+        @param log: the connection log that SIGHUP reopens, if any.
+        """
+        super().__init__(factory, endpoints, reactor, status)
+        self._log = log
         self._stops = iter([True])
 
     def privilegedStartService(self) -> None:
         """
-        Bind every endpoint, or see to it that the process ends with one line that says why not.
+        Bind every endpoint, or have the process end with one line that gives the reason.
 
         @raise ListenError: as L{HelloService.privilegedStartService} does, and not SystemExit:
-            twistd removes its pidfile and tells its parent process of an L{Exception} only.
+            twistd removes its pidfile and notifies its parent process for an L{Exception} only.
         """
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # Not yet in a daemon.
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # A daemon has not blocked them yet.
         try:
             super().privilegedStartService()
         except ListenError as error:
             reason = f"hello-listen: {error}"
             sys.excepthook = lambda *_: print(reason, file=sys.stderr)
-            # The reactor will not run, and so would not serve who waits at what was bound already.
+            # The reactor will not run, but clients may wait at the ports that were bound already.
             stopped = self.stopService()
             while not stopped.called:
                 self.reactor.iterate(0.01)
             raise
 
     def startService(self) -> None:
-        """Start, and handle signals when the reactor runs."""
+        """Start, and handle signals from the moment when the reactor runs."""
         super().startService()
         self.reactor.callWhenRunning(self._handleSignals)
 
     def stopService(self) -> Deferred[None]:
-        """Stop, and let no further signal disturb that."""
+        """Stop, and ignore further SIGINT and SIGTERM."""
         next(self._stops, None)
         return super().stopService()
 
     def listenFailed(self, error: Exception) -> None:
         """
-        End the process, with a status that is not 0, after telling the log why.
+        Log the reason, and stop the process.
 
         @param error: the reason.
         """
@@ -81,14 +91,14 @@ class PluginService(HelloService):
         _stop()
 
     def _handleSignals(self) -> None:
-        """Handle each signal that nobody else handles or ignores, also those that came already."""
-        for number in _REACTORS:
+        """Handle signals that are still at SIG_DFL, including those that are pending."""
+        for number in _REACTOR_SIGNALS:
             handler = signal.getsignal(number)
             if callable(handler):
                 signal.signal(number, partial(self._stopOnce, handler))
-        for number in _OTHERS:
+        for number in _OTHER_SIGNALS:
             if signal.getsignal(number) is signal.SIG_DFL:
-                # logrotate and systemctl reload expect that of SIGHUP, unless a terminal sends it.
+                # As logrotate and systemctl reload expect; a terminal sends it when it closes.
                 reopens = number == signal.SIGHUP and not _hasTerminal()
                 signal.signal(number, self._reopen if reopens else _stop)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
@@ -101,10 +111,10 @@ class PluginService(HelloService):
             handler(number, frame)
 
     def _reopen(self, *_: object) -> None:
-        """Open the connection log anew."""
-        if self.log is not None:
-            # A signal handler may interrupt what holds the log's locks.
-            self.reactor.callFromThread(self.log.reopen)
+        """Reopen the connection log."""
+        if self._log is not None:
+            # A signal handler may interrupt code that holds the log's locks.
+            self.reactor.callFromThread(self._log.reopen)
 
 
 def _stop(*_: object) -> None:
@@ -113,7 +123,7 @@ def _stop(*_: object) -> None:
 
 
 def _notify() -> None:
-    """Tell systemd that the process handles signals, where C{Type=notify} waits for that."""
+    """Notify systemd that the process is ready, if the unit has C{Type=notify}."""
     path = os.environ.get("NOTIFY_SOCKET")
     if path is None:
         return
@@ -125,7 +135,7 @@ def _notify() -> None:
 
 
 def _hasTerminal() -> bool:
-    """Say whether this process is controlled by a terminal, whose end is a SIGHUP."""
+    """Say whether this process has a controlling terminal, which sends SIGHUP when it closes."""
     with suppress(OSError):
         os.close(os.open("/dev/tty", os.O_RDWR))
         return True

@@ -1,40 +1,37 @@
-"""Listen on endpoints, all of them or none, and tell observers who connects."""
+"""A service that listens on all of its endpoints or on none, and closes its observers last."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ipaddress import ip_address
+from itertools import chain
 from typing import Any
 
 from twisted.application.service import Service
-from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import CancelledError, Deferred, gatherResults, maybeDeferred, succeed
 from twisted.internet.interfaces import IAddress, IStreamServerEndpoint
-from twisted.internet.stdio import PipeAddress
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from hello_listen._addresses import addressText, unmapped
 from hello_listen._clock import monotonicClock
+from hello_listen._listeners import Address, Listeners, release
 from hello_listen._proxy import pendingHeaders
-from hello_listen.endpoint import HelloEndpoint, ListenError, SeveralPorts
+from hello_listen.endpoint import HelloEndpoint, ListenError
 from hello_listen.protocol import HelloFactory
-
-Address = IPv4Address | IPv6Address | UNIXAddress | PipeAddress
-"""An address that an endpoint listens on; the first two have C{host} and C{port}."""
 
 _log = Logger(namespace="hello_listen")
 
 
 class HelloService(Service):
     """
-    Listens on endpoints, on all of them or on none, and tells a factory's observers who connects.
+    Listens on all of its endpoints or on none, and tells a factory's observers of connections.
 
-    When it stops, the accept queues are served, then the observers that have C{close} are closed:
-    such a factory serves one service. When it starts again, those that have C{open} are opened.
+    A stop serves the accept queues, then closes the observers that have C{close}, so a factory
+    belongs to one service. When the service starts again, it opens those that have C{open}.
 
-    @ivar factory: what serves the endpoints.
-    @ivar reactor: what it listens with.
+    @ivar factory: the factory that serves the endpoints.
+    @ivar reactor: the reactor that listens.
     @ivar released: after an endpoint failed, fires when the others are released.
     """
 
@@ -43,16 +40,19 @@ class HelloService(Service):
         factory: HelloFactory,
         endpoints: Sequence[str | IStreamServerEndpoint],
         reactor: Any = None,
+        status: tuple[IStreamServerEndpoint, Callable[[HelloService], Any]] | None = None,
     ) -> None:
         """
         Parse the descriptions; they are bound when the service starts.
 
-        @param factory: what serves every endpoint.
+        @param factory: the factory that serves every endpoint.
         @param endpoints: descriptions, for L{HelloEndpoint}, or endpoint objects.
-        @param reactor: what to listen with; by default the global reactor.
+        @param reactor: the reactor that listens; by default the global reactor.
+        @param status: an endpoint for the status page, which is bound first and released last, and
+            a function that returns the page's factory for this service.
 
-        @raise ValueError: a description cannot be understood.
-        @raise TypeError: the factory or the list of endpoints is something else.
+        @raise ValueError: a description cannot be parsed.
+        @raise TypeError: the factory or the list of endpoints has another type.
         """
         if not isinstance(factory, HelloFactory):
             raise TypeError(f"not a HelloFactory: {factory!r}")
@@ -62,67 +62,52 @@ class HelloService(Service):
             from twisted.internet import reactor
         self.factory = factory
         self.reactor = reactor
-        self._endpoints: list[tuple[IStreamServerEndpoint, Any]] = [
-            (HelloEndpoint(reactor, each) if isinstance(each, str) else each, factory)
-            for each in endpoints
-        ]
         self.released: Deferred[Any] = succeed(None)
-        self._attempts: list[Deferred[Any]] | None = None
-        self._ports: dict[int, list[Any]] = {}
+        self._attempts: list[Deferred[None]] | None = None
+        parsed = [
+            HelloEndpoint(reactor, each) if isinstance(each, str) else each for each in endpoints
+        ]
+        self._observed = Listeners(factory, parsed, _announce)
+        self._status = Listeners(None, [], _announceStatus)
+        if status is not None:
+            endpoint, makeFactory = status
+            self._status = Listeners(makeFactory(self), [endpoint], _announceStatus)
 
     @property
     def listening(self) -> list[tuple[str, Address | None]]:
         """
         Each endpoint's description, and the address that it is bound to, or L{None}.
 
-        An endpoint that has several sockets is there once for each.
+        An endpoint with several sockets occurs once for each of them.
         """
-        return [
-            (_describe(each), _addressOf(port))
-            for number, (each, factory) in enumerate(self._endpoints)
-            if factory is self.factory
-            for port in self._ports.get(number, [None])
-        ]
+        return self._observed.listening
 
     @property
     def headersWaiting(self) -> int:
-        """How many connections wait for their PROXY header."""
+        """The number of connections whose PROXY header is incomplete."""
         return pendingHeaders(self.reactor).countOfFactory(self.factory)
-
-    def serveStatus(self, endpoint: IStreamServerEndpoint, factory: Any) -> None:
-        """
-        Listen on an endpoint for the status as well, before all others.
-
-        @param endpoint: where to listen.
-        @param factory: what serves the status.
-        """
-        self._endpoints.insert(0, (endpoint, factory))
 
     def privilegedStartService(self) -> None:
         """
-        Bind every endpoint.
+        Bind every endpoint. A failure that comes later is passed to L{listenFailed}.
 
-        @raise ListenError: one cannot be bound, and those before it are being released.
+        @raise ListenError: an endpoint cannot be bound; those before it are being released.
         @raise OSError: the connection log cannot be opened again after a stop.
         """
         super().privilegedStartService()
         for observer in self.factory.observers:
             getattr(observer, "open", lambda: None)()
         self._attempts = []
-        for number in range(len(self._endpoints)):
-            attempt = Deferred.fromCoroutine(self._listen(number))
-            # What is in there now is raised, and what comes later is told by _failsLater.
-            failures: list[Failure] = []
-            attempt.addErrback(failures.append)
-            if failures:
-                self.released = self._release(self._giveUp())
+        for binding in chain(self._status.listen(), self._observed.listen()):
+            attempt = Deferred.fromCoroutine(binding)
+            failure = _failureOf(attempt)
+            if failure is not None:
+                self._release()
                 self._attempts = None
-                error = failures[0].value
-                if isinstance(error, ListenError):
-                    raise error.with_traceback(None)  # Its text says it all.
-                failures[0].raiseException()
-            attempt.addCallback(self._failsLater, failures)
-            self._attempts.append(attempt)
+                if isinstance(failure.value, ListenError):
+                    raise failure.value.with_traceback(None)  # Its text says it all.
+                failure.raiseException()
+            self._attempts.append(attempt.addErrback(self._failLater))
 
     def startService(self) -> None:
         """
@@ -136,12 +121,12 @@ class HelloService(Service):
 
     def stopService(self) -> Deferred[None]:
         """
-        Release every endpoint, close the observers, and log how many connections there were.
+        Release every endpoint, close the observers, and log the number of connections.
 
-        @return: a L{Deferred} that fires when all of that is done. Where nobody comes, that is at
-            once. In-flight handshakes have 3 seconds; connections that another protocol keeps open,
-            coroutines of observers and a log whose disk is stuck have 5 each; and clients that
-            cannot be served because descriptors have run out have 30.
+        @return: a L{Deferred} that fires when all of that is done: at once if no client is there.
+            The upper bounds are 3 seconds for in-flight handshakes; 5 seconds each for connections
+            that another protocol keeps open, coroutines of observers, and a log whose disk is
+            stuck; and 30 seconds for clients that cannot be accepted for want of descriptors.
         """
         hasServed = bool(self.running)
         super().stopService()
@@ -149,91 +134,72 @@ class HelloService(Service):
 
     def listenFailed(self, error: Exception) -> None:
         """
-        Log that an endpoint which takes its time to listen could not, and release the others.
+        Log that an endpoint could not be bound after the start, and release the others.
 
         @param error: the reason.
         """
         _log.critical("{error}", error=str(error))
-        self.released = self._release(self._giveUp())
+        self._release()
 
-    async def _listen(self, number: int) -> None:
-        """Listen on one endpoint, and tell where that is."""
-        endpoint, factory = self._endpoints[number]
-        port: Any = await endpoint.listen(factory)
-        self._ports[number] = port.ports if isinstance(port, SeveralPorts) else [port]
-        addresses = [each.getHost() for each in self._ports[number]]
-        what = "Listening" if factory is self.factory else "Status"
-        for address in addresses:
-            _log.info("{what} on {address}", what=what, address=addressText(address))
-        if what == "Status" and not all(map(_isLocal, addresses)):
-            _log.warn("The status page is open to other machines: every address is shown there")
-
-    def _failsLater(self, _: object, failures: list[Failure]) -> None:
-        """Tell why an attempt failed after the start, unless the service stopped meanwhile."""
-        for failure in failures:
+    def _failLater(self, failure: Failure) -> None:
+        """Report a failure after the start, unless the service cancelled the attempt."""
+        if failure.check(CancelledError) is None:
             error: Any = failure.value
-            if not isinstance(error, CancelledError):
-                self.listenFailed(error)
+            self.listenFailed(error)
 
-    def _giveUp(self) -> dict[int, list[Any]]:
-        """Cancel what is still on its way, and return the ports there are."""
+    def _release(self) -> None:
+        """Cancel the attempts that are unfinished, and release every port."""
+        self._cancel()
+        self.released = release([*self._status.detach(), *self._observed.detach()])
+
+    def _cancel(self) -> None:
+        """Cancel the attempts that are unfinished."""
         for attempt in self._attempts or []:
             attempt.cancel()
-        ports, self._ports = self._ports, {}
-        return ports
-
-    def _release(self, ports: dict[int, list[Any]]) -> Deferred[Any]:
-        """Stop listening on ports."""
-        stopping = [
-            maybeDeferred(port.stopListening).addErrback(
-                _logNotReleased, self._endpoints[number][0]
-            )
-            for number, several in ports.items()
-            for port in several
-        ]
-        return gatherResults(stopping)
 
     async def _stop(self, hasServed: bool) -> None:
-        """Stop what is recorded, then what records it, and at last what serves the status."""
-        ports = self._giveUp()
+        """Stop the ports, close the observers, then stop the status page."""
+        self._cancel()
         self._attempts = None
+        observed, status = self._observed.detach(), self._status.detach()
         await self.released
-        status = {n: p for n, p in ports.items() if self._endpoints[n][1] is not self.factory}
-        await self._release({n: p for n, p in ports.items() if n not in status})
+        await release(observed)
         await self.factory.calls.finish(monotonicClock(self.reactor))
         closes = [o.close for o in self.factory.observers if hasattr(o, "close")]
         closing = [maybeDeferred(close).addErrback(_logNotClosed) for close in closes]
-        told = any(await gatherResults(closing))  # A connection log has told its own counts.
+        told = any(await gatherResults(closing))  # A connection log logs its own counts.
         if not told and (hasServed or self.factory.connections):
             _log.info("Stopped. Connections: {count}", count=self.factory.connections)
-        await self._release(status)
+        await release(status)
+
+
+def _failureOf(attempt: Deferred[None]) -> Failure | None:
+    """Return the failure of an attempt that has failed already, and handle it."""
+    failures: list[Failure] = []
+    if attempt.called:
+        attempt.addErrback(failures.append)
+    return failures[0] if failures else None
+
+
+def _announce(addresses: Sequence[Address], what: str = "Listening") -> None:
+    """Log where an endpoint listens."""
+    for address in addresses:
+        _log.info("{what} on {address}", what=what, address=addressText(address))
+
+
+def _announceStatus(addresses: Sequence[Address]) -> None:
+    """Log where the status page is, and warn if other machines reach it."""
+    _announce(addresses, "Status")
+    if not all(map(_isLocal, addresses)):
+        _log.warn("The status page is open to other machines: every address is shown there")
 
 
 def _isLocal(address: IAddress) -> bool:
-    """Say whether only this machine reaches an address."""
+    """Say whether an address is reached from this machine only."""
     host = getattr(unmapped(address), "host", None)
     return host is None or ip_address(host).is_loopback
 
 
-def _describe(endpoint: IStreamServerEndpoint) -> str:
-    """Return the description that an endpoint was made from, or what it says of itself."""
-    return str(getattr(endpoint, "description", endpoint))
-
-
-def _addressOf(port: Any) -> Address | None:
-    """Return the address of a port that listens, which one that the reactor closed does not."""
-    if port is None or getattr(port, "disconnected", False):
-        return None
-    address: Address = port.getHost()
-    return address
-
-
-def _logNotReleased(failure: Failure, endpoint: IStreamServerEndpoint) -> None:
-    """Say what could not be removed, such as a UNIX socket in a folder that --uid may not write."""
-    reason = getattr(failure.value, "strerror", None) or failure.value
-    _log.error("Not released: {reason}: {endpoint!r}", reason=reason, endpoint=_describe(endpoint))
-
-
 def _logNotClosed(failure: Failure) -> None:
-    """Say that an observer could not be closed."""
+    """Log that an observer could not be closed."""
     _log.failure("Observer could not be closed", failure)

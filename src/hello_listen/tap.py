@@ -1,4 +1,4 @@
-"""The command line: what comes after C{hello-listen}, for twistd and twist."""
+"""The command line of C{twistd hello-listen} and C{twist hello-listen}."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 import signal
 import stat
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
 from typing import Any, NoReturn
@@ -26,62 +26,65 @@ from hello_listen._process import SIGNALS, PluginService
 from hello_listen.connection_log import ConnectionLog
 from hello_listen.endpoint import HAPROXY, HelloEndpoint
 from hello_listen.protocol import HelloFactory, logConnection
+from hello_listen.service import HelloService
 from hello_listen.summaries import Summaries, networksByPort
 
 DEFAULT_ENDPOINT = "tcp:7878:interface=127.0.0.1"
 
 
 class Options(UsageOptions):
-    """What the command line takes."""
+    """The options; each is as L{makeService} wants it once they are parsed."""
 
     synopsis = "[options]"
     longdesc = "Log each connection to the endpoints, and drop it."
 
     def __init__(self, reactor: Any = None) -> None:
         """
-        Take a reactor.
+        Set the defaults, and open standard descriptors that are closed.
 
-        @param reactor: what the endpoints are parsed for; by default the global reactor, which
-            twistd and twist have installed by now.
+        @param reactor: the reactor for the endpoints; by default the global reactor, which twistd
+            and twist have installed by now.
         """
         super().__init__()
-        # Standard descriptors that are closed would become the reactor's, which a daemonizing
-        # twistd replaces by /dev/null.
+        # The reactor would get the numbers of closed standard descriptors, which a daemonizing
+        # twistd then replaces by /dev/null.
         while (null := os.open(os.devnull, os.O_RDWR)) <= 2:
             pass
         os.close(null)
         if reactor is None:
             from twisted.internet import reactor
         self._reactor: Any = reactor
-        self["endpoints"] = []
-        self["trusted-proxies"] = []
-        self["connection-log"] = None
+        self._descriptions: list[str] = []
+        self._trustedProxies: list[str] = []
+        self._hostNames: list[str] = []
+        self._logPath: str | None = None
         self["per-client"] = None
         self["summarize"] = []
         self["status"] = None
         self["status-hosts"] = []
 
     def opt_endpoint(self, description: str) -> None:
-        """Listen here, as often as wanted [default: tcp:7878:interface=127.0.0.1]."""
-        self["endpoints"].append(description)
+        """Listen here; repeatable [default: {}]."""
+        self._descriptions.append(description)
 
+    opt_endpoint.__doc__ = str(opt_endpoint.__doc__).format(DEFAULT_ENDPOINT)
     opt_e = opt_endpoint
 
     def opt_trusted_proxy(self, network: str) -> None:
-        """Believe PROXY headers from this address or network; repeatable [default: from any]."""
+        """Accept PROXY headers from this address or network; repeatable [default: from any]."""
         Networks([network])
-        self["trusted-proxies"].append(network)
+        self._trustedProxies.append(network)
 
     def opt_connection_log(self, path: str) -> None:
         """Append connections to this file as JSON Lines, not to Twisted's log; - is stdout."""
-        if self["connection-log"] is not None:
-            raise UsageError(f"there is one connection log: {path!r}")
-        self["connection-log"] = path
+        if self._logPath is not None:
+            raise UsageError(f"--connection-log given twice: {path!r}")
+        self._logPath = path
 
     opt_l = opt_connection_log
 
     def opt_per_client(self, count: str) -> None:
-        """Record at most so many connections of each client in a minute, and sum up its others."""
+        """Record at most N connections per client and minute; summarize the rest."""
         if not count.isdecimal():
             raise UsageError(f"not a number of connections: {count!r}")
         self["per-client"] = int(count)
@@ -92,11 +95,11 @@ class Options(UsageOptions):
         self["summarize"].append(network)
 
     def opt_status(self, description: str) -> None:
-        """Serve a page, JSON and metrics of who connected here (needs prometheus-client)."""
+        """Serve a status page, JSON and metrics on this endpoint (needs prometheus-client)."""
         if self["status"] is not None:
-            raise UsageError(f"there is one status endpoint: {description!r}")
+            raise UsageError(f"--status given twice: {description!r}")
         if HAPROXY.match(description):
-            raise UsageError(f"{description!r}: a PROXY header is of no use here")
+            raise UsageError(f"{description!r}: haproxy: is not supported for --status")
         try:
             import_module("hello_listen.status")
         except ImportError as error:
@@ -104,13 +107,13 @@ class Options(UsageOptions):
         try:
             self["status"] = HelloEndpoint(self._reactor, description)
         except ValueError as error:
-            # The page is for this machine, unless somebody says otherwise.
+            # The suggested endpoint is for this machine only.
             local = r"\1:interface=127.0.0.1'"
             raise UsageError(re.sub(r"(did you mean 'tcp:\d+)'", local, str(error))) from error
 
     def opt_status_host(self, name: str) -> None:
-        """A name by which browsers may reach --status; IP addresses and localhost always may."""
-        self["status-hosts"].append(name)
+        """Answer --status by this host name, besides IP addresses and localhost; repeatable."""
+        self._hostNames.append(name)
 
     def opt_version(self) -> NoReturn:
         """Display the versions of hello-listen and Twisted, and exit."""
@@ -119,11 +122,11 @@ class Options(UsageOptions):
 
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
         """
-        Parse; under twistd and twist, end the process with one line that says what is wrong.
+        Parse the options; under twistd and twist, an error ends the process with one line.
 
-        Their own reply is forty lines of help, and from twistd before Twisted 26.10 a status of 0.
+        They would print forty lines of help, and twistd before Twisted 26.10 would exit with 0.
 
-        @raise UsageError: bad arguments, when parsed without a parent command.
+        @raise UsageError: an argument is wrong, and there is no parent command.
         """
         try:
             super().parseOptions(options)
@@ -133,40 +136,44 @@ class Options(UsageOptions):
             sys.exit(f"hello-listen: {error}")
 
     def parseArgs(self, *arguments: str) -> None:
-        """Refuse what no option takes."""
+        """Refuse positional arguments."""
         if arguments:
             raise UsageError(f"unexpected argument: {arguments[0]!r}")
 
     def postOptions(self) -> None:
-        """Parse the endpoints, or the default one where none was named, and open the log."""
+        """Check the options against each other, parse the endpoints, and open the log."""
         parent = self.parent or {"nodaemon": True}
         isDaemon = not (parent.get("nodaemon", True) or parent.get("debug"))
         if isDaemon:
-            # The process that waits for the daemon to start handles no signals.
+            # The parent waits for the daemon to start, and handles no signals.
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             null = os.path.join(str(parent.get("chroot") or "/"), "dev/null")
             if not os.path.exists(null):
-                # Without it, the daemon would die and that process wait for ever.
+                # Without it, the daemon would die and its parent wait for ever.
                 raise UsageError(f"--chroot: a process in the background needs {null!r}")
-        trusted = self["trusted-proxies"] or None
-        descriptions = self["endpoints"] or [DEFAULT_ENDPOINT]
+        trusted = self._trustedProxies or None
+        descriptions = self._descriptions or [DEFAULT_ENDPOINT]
         if trusted and not any(map(HAPROXY.match, descriptions)):
             raise UsageError("--trusted-proxy needs an endpoint with haproxy:")
         self["endpoints"] = [
             HelloEndpoint(self._reactor, each, trusted if HAPROXY.match(each) else None)
             for each in descriptions
         ]
-        if self["status-hosts"]:
+        if self._hostNames:
             if self["status"] is None:
                 raise UsageError("--status-host needs --status")
             hostName = import_module("hello_listen.status.resource").hostName
-            self["status-hosts"] = [hostName(name) for name in self["status-hosts"]]
-        path = self["connection-log"]
+            self["status-hosts"] = [hostName(name) for name in self._hostNames]
+        self["connection-log"] = self._openLog(parent, isDaemon)
+
+    def _openLog(self, parent: Mapping[str, Any], isDaemon: bool) -> ConnectionLog | None:
+        """Open the connection log, if there is to be one."""
+        path = self._logPath
         if path is None:
             own = "" if self.parent is None else str(self.parent.get("logfile"))
             if own.endswith(".jsonl"):
                 raise UsageError(f"-l before hello-listen is twistd's log; put it after: {own!r}")
-            return
+            return None
         stream = standardStream(path)
         if isDaemon and stream is not None:
             name = ("input", "output", "error")[stream]
@@ -174,9 +181,7 @@ class Options(UsageOptions):
                 f"a process in the background has no standard {name}: twistd -n: {path!r}"
             )
         try:
-            self["connection-log"] = ConnectionLog(
-                path, reactor=self._reactor, umask=parent.get("umask")
-            )
+            return ConnectionLog(path, reactor=self._reactor, umask=parent.get("umask"))
         except OSError as error:
             raise UsageError(f"{_openingFailed(path, error)}: {path!r}") from error
 
@@ -195,23 +200,25 @@ def makeService(options: Options, reactor: Any = None) -> IService:
     """
     Return the service that the options describe.
 
-    @param options: what was parsed.
-    @param reactor: what to listen with; by default the global reactor.
+    @param options: the options, parsed.
+    @param reactor: the reactor that listens; by default the global reactor.
     """
     log, perClient, networks = (options[n] for n in ("connection-log", "per-client", "summarize"))
     observer = log or logConnection
     if perClient is not None or networks:
         observer = Summaries(observer, perClient, networks, reactor)
-    service = PluginService(HelloFactory(observer), options["endpoints"], reactor)
-    service.log = log
+    endpoints, status, observers = options["endpoints"], None, [observer]
     if options["status"] is not None:
         from hello_listen.status import StatusResource, StatusSite, Tally
 
         tally = Tally()
-        service.factory.observers += (tally,)
-        resource = StatusResource(tally, service, log, options["status-hosts"])
-        service.reactor.callWhenRunning(resource.snapshots.expectServers)
-        service.serveStatus(options["status"], StatusSite(resource, service.reactor))
-    endpoints = [*options["endpoints"], *filter(None, [options["status"]])]
-    warnOfUnserved([number for endpoint in endpoints for number in endpoint.descriptors])
-    return service
+        observers.append(tally)
+
+        def makeSite(service: HelloService) -> StatusSite:
+            hosts, reactor = options["status-hosts"], service.reactor
+            return StatusSite(StatusResource(tally, service, log, hosts, reactor=reactor), reactor)
+
+        status = options["status"], makeSite
+    every = [*endpoints, *([options["status"]] if status else [])]
+    warnOfUnserved([number for endpoint in every for number in endpoint.descriptors])
+    return PluginService(HelloFactory(*observers), endpoints, reactor, log, status)

@@ -58,6 +58,7 @@ class StatusResource(Resource):
         log: ConnectionLog | None = None,
         hosts: Iterable[str] = (),
         clock: Callable[[], float] = monotonic,
+        reactor: Any = None,
     ) -> None:
         """
         Serve what is known.
@@ -67,11 +68,15 @@ class StatusResource(Resource):
         @param log: where the connections are recorded, if that is to be shown.
         @param hosts: names that this is reached by.
         @param clock: returns seconds; each view is rendered twice a second at most.
+        @param reactor: if given, the tally counts the service's own servers apart from the moment
+            when it runs, else from the first request.
 
         @raise ValueError: not a host name.
         """
         super().__init__()
         self.snapshots = Snapshots(tally, service, log, clock)
+        if reactor is not None:
+            reactor.callWhenRunning(self.snapshots.expectServers)
         self._hosts = {"localhost", *map(hostName, hosts)}
         self.putChild(b"", _View(self.snapshots, "text/html; charset=utf-8", renderPage))
         self.putChild(
