@@ -60,8 +60,8 @@ def passOn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable
     """Pass descriptors on to this process with its environment, as systemd does at the start."""
     descriptors = range(200, 210)
     environment = tmp_path / "environ"
-    monkeypatch.setattr(_inherited, "ENVIRONMENT", environment)
-    monkeypatch.setattr(_inherited, "START", descriptors[0])
+    monkeypatch.setattr(_inherited, "ENVIRONMENT_FILE", environment)
+    monkeypatch.setattr(_inherited, "FIRST_DESCRIPTOR", descriptors[0])
 
     def passAll(*passed: int, names: str | None = None, **variables: object) -> None:
         for number, descriptor in zip(descriptors, passed, strict=False):

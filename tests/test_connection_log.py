@@ -82,9 +82,9 @@ def reactor() -> FakeReactor:
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Try again at once; leave no thread behind that speaks while the next test listens."""
-    monkeypatch.setattr(module, "RETRY", 0.001)
-    monkeypatch.setattr(module, "HELD", 0.001)
-    monkeypatch.setattr(module, "MAX_WAIT", 3600)
+    monkeypatch.setattr(module, "RETRY_INTERVAL", 0.001)
+    monkeypatch.setattr(module, "RECOVERY_TIME", 0.001)
+    monkeypatch.setattr(module, "MAX_WRITE_DELAY", 3600)
     before = threading.enumerate()
     yield
     untilThreadsEnd(before)
@@ -107,14 +107,14 @@ def giveUp(log: ConnectionLog, reactor: FakeReactor) -> None:
     """Close a log that cannot be written, until its time is over."""
     closed = log.close()
     assert not closed.called
-    reactor.advance(module.CLOSING)
+    reactor.advance(module.CLOSE_TIMEOUT)
     assert closed.called
 
 
 def giveUpLines(log: ConnectionLog, reactor: FakeReactor) -> None:
     """Close a log that cannot be written, until it has tried to write the last lines."""
     closed = log.close()
-    reactor.advance(module.CLOSING - module.END_TIMEOUT)
+    reactor.advance(module.CLOSE_TIMEOUT - module.END_TIMEOUT)
     assert not closed.called
     reactor.wait(closed)
 
@@ -396,7 +396,7 @@ def test_full_disk(
     path = tmp_path / "log"
     now = 1000.0
     monkeypatch.setattr(module, "monotonic", lambda: now)
-    monkeypatch.setattr(module, "HELD", 10)
+    monkeypatch.setattr(module, "RECOVERY_TIME", 10)
     disk = Disk(monkeypatch)
     log = ConnectionLog(path, reactor=reactor)
     log(CONNECTION)
@@ -585,9 +585,9 @@ def test_reader_that_stalls_for_ever(
     pipe = disk.file
     disk.until(lambda: disk.writing and not select.select([], [pipe], [], 0)[1])
     closed = log.close()
-    reactor.advance(module.CLOSING / 2)
+    reactor.advance(module.CLOSE_TIMEOUT / 2)
     assert not closed.called
-    reactor.advance(module.CLOSING / 2)
+    reactor.advance(module.CLOSE_TIMEOUT / 2)
     assert closed.called
     [text] = said.texts
     recorded, lost = map(int, re.findall("recorded: (.*), summ.*, lost: (.*)", text)[0])
@@ -687,7 +687,7 @@ class Watched:
         self.now = 1000.0
         self._looks = threading.Semaphore(0)
         monkeypatch.setattr(module, "monotonic", self.read)
-        monkeypatch.setattr(module, "MAX_WAIT", 0.01)
+        monkeypatch.setattr(module, "MAX_WRITE_DELAY", 0.01)
 
     def read(self) -> float:
         """Return the time."""
@@ -775,7 +775,7 @@ def test_opening_that_is_stuck(
 ) -> None:
     """Records that nobody has begun to write may wait no longer than others."""
     log = ConnectionLog(tmp_path / "log", reactor=reactor)
-    monkeypatch.setattr(module, "MAX_WAIT", 0.01)
+    monkeypatch.setattr(module, "MAX_WRITE_DELAY", 0.01)
     stuck, goesOn = threading.Event(), threading.Event()
 
     def reopen(file: LogFile) -> None:
@@ -816,7 +816,7 @@ def test_last_lines(
     log = ConnectionLog(path, kept=3 * LENGTH, reactor=reactor)
     reactor.run()
     settle(log, disk)
-    monkeypatch.setattr(module, "RETRY", 3600)
+    monkeypatch.setattr(module, "RETRY_INTERVAL", 3600)
     disk.room = LENGTH + 7
     for _ in range(3):
         log(CONNECTION)
@@ -858,12 +858,12 @@ def test_last_line_after_all_records(
     log = ConnectionLog(path, reactor=reactor)
     log(CONNECTION)
     settle(log, disk)
-    monkeypatch.setattr(module, "RETRY", 3600)
+    monkeypatch.setattr(module, "RETRY_INTERVAL", 3600)
     disk.room = 0
     closed = log.close()
     said.wait("Connection log failed")
     disk.room = 10**6
-    reactor.advance(module.CLOSING - module.END_TIMEOUT)
+    reactor.advance(module.CLOSE_TIMEOUT - module.END_TIMEOUT)
     reactor.wait(closed)
     assert sequences(path) == [*BEFORE, 1, *AFTER]
     assert records(path)[-1]["lost"] == 0
@@ -878,7 +878,7 @@ def test_last_lines_after_half_a_line(
     log = ConnectionLog(fifo, reactor=reactor)
     reactor.run()
     settle(log, disk)
-    monkeypatch.setattr(module, "RETRY", 3600)
+    monkeypatch.setattr(module, "RETRY_INTERVAL", 3600)
     disk.room = 7
     log(CONNECTION)
     said.wait("Connection log failed")

@@ -194,7 +194,7 @@ def test_sockets_that_are_not_there(
     with pytest.raises(ValueError, match=re.escape(f"{description!r}: {reason}")):
         HelloEndpoint(MemoryReactorClock(), description)
     with capturedLogs() as events:
-        warnOfUnserved([_inherited.START + each for each in range(3)])
+        warnOfUnserved([_inherited.FIRST_DESCRIPTOR + each for each in range(3)])
     assert not events
 
 
@@ -215,12 +215,14 @@ def test_odd_names(
 ) -> None:
     """Sockets without names can be told by their index, and others by whatever name they have."""
     passOn(*(each.fileno() for each in listeners), names=names)
-    assert HelloEndpoint(None, f"systemd:INET:{argument}").descriptors == [_inherited.START + 2]
+    assert HelloEndpoint(None, f"systemd:INET:{argument}").descriptors == [
+        _inherited.FIRST_DESCRIPTOR + 2
+    ]
 
 
 def test_without_a_list_of_variables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Where the system does not show what a process started with, no socket was inherited."""
-    monkeypatch.setattr(_inherited, "ENVIRONMENT", tmp_path / "missing")
+    monkeypatch.setattr(_inherited, "ENVIRONMENT_FILE", tmp_path / "missing")
     with pytest.raises(ValueError, match="no such socket was inherited"):
         HelloEndpoint(None, "systemd:INET:index=0")
 
@@ -267,13 +269,13 @@ def test_what_cannot_be_served(
         passOn(listeners[0].fileno(), *descriptors, LISTEN_FDS=len(descriptors) + 2)
         for index, reason in enumerate([*reasons, "is not a socket (Bad file descriptor)"], 1):
             description = f"systemd:INET:index={index}"
-            message = f"{description!r}: descriptor {_inherited.START + index} {reason}"
+            message = f"{description!r}: descriptor {_inherited.FIRST_DESCRIPTOR + index} {reason}"
             with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
                 HelloEndpoint(None, description)
         with pytest.raises(ValueError, match="is a SOCK_DGRAM socket"):
             HelloEndpoint(None, "systemd:INET:name=unknown")
         with capturedLogs() as events:
-            warnOfUnserved([_inherited.START])
+            warnOfUnserved([_inherited.FIRST_DESCRIPTOR])
         assert not events  # None of them listens.
 
 
@@ -299,6 +301,6 @@ def test_sockets_that_no_endpoint_serves(passOn: PassOn, listeners: list[socket.
         f"[::1]:{port}",
     ]
     offered = [HelloEndpoint(None, shlex.split(each[2])[0]).descriptors for each in told if each]
-    start = _inherited.START
+    start = _inherited.FIRST_DESCRIPTOR
     assert offered == [[start + 1], [start, start + 2]]
     assert make(*first, "--status", "systemd:INET:index=2", "-e", r"systemd:UNIX:name=b=\\") == []

@@ -537,7 +537,7 @@ def test_file_that_a_shell_opened(
 @pytest.mark.unix
 def test_pipe_that_does_not_block(monkeypatch: pytest.MonkeyPatch, output: Output) -> None:
     """A full one is no error: there is room for nothing, until its reader goes on."""
-    monkeypatch.setattr(module, "WAIT", 0)
+    monkeypatch.setattr(module, "PIPE_TIMEOUT", 0)
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     output.become(writer)
@@ -626,7 +626,7 @@ def test_somebody_else_who_locks_the_file(tmp_path: Path, monkeypatch: pytest.Mo
     """Whoever may read the file may lock it, and only delays the first write by that."""
     import fcntl
 
-    monkeypatch.setattr(module, "LOCKED", 0.01)
+    monkeypatch.setattr(module, "LOCK_TIMEOUT", 0.01)
     file = LogFile(tmp_path / "log")
     with open(tmp_path / "log") as reader:
         fcntl.flock(reader, fcntl.LOCK_SH)

@@ -21,7 +21,7 @@ import pytest
 from asked import answer, run
 from hello_listen import report
 from hello_listen.report.drawing import writeDrawing
-from hello_listen.report.facts import UNITS, Bar, Report
+from hello_listen.report.facts import BAR_UNITS, Bar, Report
 from written import START, Run, write
 
 duckdb = pytest.importorskip("duckdb")
@@ -158,7 +158,7 @@ def fileSize(limit: int) -> Iterator[None]:
 def test_no_half_drawing(tmp_path: Path) -> None:
     """A drawing that cannot be written leaves nothing behind."""
     bars = [Bar(START + timedelta(minutes=n), n) for n in range(1, 100)]
-    drawing = Report([], [], 0, 0, 0, [], [], UNITS[0], bars, 0, 0, False, [])
+    drawing = Report([], [], 0, 0, 0, [], [], BAR_UNITS[0], bars, 0, 0, False, [])
     with fileSize(1000), pytest.raises(OSError, match="too large"):
         writeDrawing(drawing, f"{tmp_path}/x.svg")
     assert os.listdir(tmp_path) == []

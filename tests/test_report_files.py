@@ -198,7 +198,7 @@ def test_compressed(tmp_path: Path) -> None:
 
 def test_compressed_log_of_any_size(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A log is read in parts, of which no more than one takes room at a time."""
-    monkeypatch.setattr(reading, "PART", 1)
+    monkeypatch.setattr(reading, "PART_SIZE", 1)
     large = Run("e" * 12)
     for _ in range(20_000):
         large.connection()

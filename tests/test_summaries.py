@@ -17,7 +17,7 @@ from twisted.logger import capturedLogs, formatEvent
 
 from hello_listen import Connection, Summaries, Summary, logConnection
 from hello_listen import summaries as module
-from hello_listen.summaries import PERIOD
+from hello_listen.summaries import SUMMARY_PERIOD
 from reactors import HOUR, Stepping
 
 SERVER = IPv4Address("TCP", "192.0.2.1", 7878)
@@ -76,11 +76,11 @@ def test_per_client() -> None:
     fed.feed(client)
     fed.feed(v4("192.0.2.8"))
     assert fed.take() == [client, client, v4("192.0.2.8")]
-    fed.clock.advance(PERIOD - 21)
+    fed.clock.advance(SUMMARY_PERIOD - 21)
     assert fed.take() == [(2, "192.0.2.7", 1, 21)]
     fed.feed(client)
     assert fed.take() == [client]
-    fed.clock.advance(PERIOD)
+    fed.clock.advance(SUMMARY_PERIOD)
     assert fed.take() == []
     assert not fed.clock.getDelayedCalls()
 
@@ -90,13 +90,13 @@ def test_times_are_those_of_the_connections() -> None:
     fed = Fed(0)
     for time in (3.0, 1.0, 2.0):
         fed.summaries(Connection(time, v4("192.0.2.7"), SERVER))
-    fed.clock.advance(PERIOD)
+    fed.clock.advance(SUMMARY_PERIOD)
     assert fed.take() == [(3, "192.0.2.7", 1, 3)]
 
 
 def test_step_of_the_clock(stepping: Stepping, monkeypatch: pytest.MonkeyPatch) -> None:
     """A period ends in time, though the system's clock is set back meanwhile."""
-    monkeypatch.setattr(module, "PERIOD", 0.05)
+    monkeypatch.setattr(module, "SUMMARY_PERIOD", 0.05)
     got: list[object] = []
     summaries = Summaries(got.append, 0, reactor=stepping)
     summaries(Connection(1, v4("192.0.2.7"), SERVER))
@@ -128,7 +128,7 @@ def test_networks() -> None:
         v4("192.0.2.7"),
         UNIXAddress(b"/run/client"),
     ]
-    fed.clock.advance(PERIOD)
+    fed.clock.advance(SUMMARY_PERIOD)
     assert fed.take() == [
         (3, "192.0.2.7", 0, 0),
         (1, "192.0.2.8", 0, 0),
@@ -147,7 +147,7 @@ def test_probes() -> None:
     fed.feed(probe, error="proxy_header_timeout", silent=True)
     fed.feed(other, error="proxy_header_incomplete", silent=True)
     assert fed.take() == [probe, probe, other]
-    fed.clock.advance(PERIOD)
+    fed.clock.advance(SUMMARY_PERIOD)
     assert fed.got == [
         Summary(2, 0, 0, "10.0.0.1", "tcp", "ipv4"),
         Summary(3, 0, 0, "10.0.0.1", "tcp", "ipv4", "proxy_header_incomplete"),
@@ -157,12 +157,12 @@ def test_probes() -> None:
 
 def test_a_summary_for_each_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """A summary tells what was wrong with all of its connections, also where clients share one."""
-    monkeypatch.setattr(module, "CLIENTS", 1)
+    monkeypatch.setattr(module, "MAX_COUNTED_CLIENTS", 1)
     fed = Fed(0)
     for client in (v4("192.0.2.7"), v4("192.0.2.8")):
         for error, count in ((None, 1), ("failed", 2), ("proxy_header_invalid", 3)):
             fed.feed(client, count, error)
-    fed.clock.advance(PERIOD)
+    fed.clock.advance(SUMMARY_PERIOD)
     assert [(s.clientAddress, s.error, s.count) for s in fed.got if isinstance(s, Summary)] == [
         (address, error, count)
         for address in ("192.0.2.7", None)
@@ -185,7 +185,7 @@ def test_networks_with_a_port() -> None:
     fed.feed(known, server=UNIXAddress(b"/run/server"))
     fed.feed(UNIXAddress(None))
     assert fed.take() == [known, v4("192.0.2.8"), known, UNIXAddress(None)]
-    fed.clock.advance(PERIOD)
+    fed.clock.advance(SUMMARY_PERIOD)
     assert fed.take() == [
         (4, "192.0.2.7", 0, 0),
         (1, "2001:db8::/64", 0, 0),
@@ -206,7 +206,7 @@ def test_errors_count_for_the_limit() -> None:
     fed = Fed(2)
     fed.feed(v4("192.0.2.7"), 5, error="proxy_header_invalid")
     assert len(fed.take()) == 2
-    fed.clock.advance(PERIOD)
+    fed.clock.advance(SUMMARY_PERIOD)
     assert fed.take() == [(3, "192.0.2.7", 0, 0)]
 
 
@@ -228,7 +228,7 @@ def test_clients(
     fed = Fed(1)
     for client in clients:
         fed.feed(client)
-    fed.clock.advance(PERIOD)
+    fed.clock.advance(SUMMARY_PERIOD)
     connection, summary = fed.got
     assert isinstance(connection, Connection)
     assert isinstance(summary, Summary)
@@ -252,7 +252,7 @@ def test_clients_that_look_alike() -> None:
     for client in several:
         fed.feed(client, 3)
     assert fed.take() == several
-    fed.clock.advance(PERIOD)
+    fed.clock.advance(SUMMARY_PERIOD)
     summaries = [(each.transport, each.clientAddress) for each in fed.got if type(each) is Summary]
     assert summaries == [
         ("unix", "192.0.2.7"),
@@ -273,19 +273,19 @@ def test_two_transports_of_a_client() -> None:
     fed = Fed(0)
     for transport in ("TCP", "UDP", "TCP"):
         fed.feed(IPv4Address(transport, "192.0.2.7", 1))  # type: ignore[arg-type]
-    fed.clock.advance(PERIOD)
+    fed.clock.advance(SUMMARY_PERIOD)
     assert fed.got == [Summary(3, 0, 0, "192.0.2.7", None, "ipv4")]
 
 
 def test_too_many_clients(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those who cannot be told apart any more share one summary without an address."""
-    monkeypatch.setattr(module, "CLIENTS", 3)
+    monkeypatch.setattr(module, "MAX_COUNTED_CLIENTS", 3)
     fed = Fed(1, "10.0.0.0/8")
     for number in range(1, 6):
         fed.feed(v4(f"192.0.2.{number}"), 2)
     fed.feed(v4("10.0.0.1"), 2)
     assert len(fed.take()) == 3
-    fed.clock.advance(PERIOD)
+    fed.clock.advance(SUMMARY_PERIOD)
     assert fed.take() == [
         (1, "192.0.2.1", 0, 0),
         (1, "192.0.2.2", 0, 0),
@@ -402,7 +402,7 @@ def test_nothing_is_lost(
 ) -> None:
     """Each connection is passed on or counted once, whoever comes whenever, however many."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "CLIENTS", most)
+        patch.setattr(module, "MAX_COUNTED_CLIENTS", most)
         feeding = Fed(perClient, *networks)
         for client, error, wait in fed:
             feeding.feed(client, error=error)
@@ -412,7 +412,9 @@ def test_nothing_is_lost(
     passedOn = [each for each in feeding.got if isinstance(each, Connection)]
     counted = [each for each in feeding.got if isinstance(each, Summary)]
     assert len(passedOn) + sum(summary.count for summary in counted) == len(fed)
-    assert all(summary.first <= summary.last < summary.first + PERIOD for summary in counted)
+    assert all(
+        summary.first <= summary.last < summary.first + SUMMARY_PERIOD for summary in counted
+    )
     if not networks and perClient is None:
         assert not counted
     errors: Callable[[Any], bool] = lambda each: each.error is not None  # noqa: E731
@@ -420,7 +422,7 @@ def test_nothing_is_lost(
         assert sum(map(errors, passedOn)) == sum(error is not None for _, error, _ in fed)
     if perClient is not None:
         assert max(Counter(map(str, (c.client for c in passedOn))).values(), default=0) <= (
-            perClient * (1 + sum(wait for *_, wait in fed) // PERIOD)
+            perClient * (1 + sum(wait for *_, wait in fed) // SUMMARY_PERIOD)
         )
 
 

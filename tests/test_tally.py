@@ -13,7 +13,7 @@ from twisted.internet.task import Clock
 
 from hello_listen import Connection, Summary
 from hello_listen.status import Facts, Tally
-from hello_listen.status.tally import BATCH, LATEST_CONNECTIONS, MAX_SERVERS, TOP_CLIENTS
+from hello_listen.status.tally import BATCH_SIZE, LATEST_CONNECTIONS, MAX_SERVERS, TOP_CLIENTS
 
 NOON = 1_795_348_800.0
 """A full hour, and midday in UTC."""
@@ -217,7 +217,7 @@ def test_facts_stay() -> None:
 def test_latest() -> None:
     """The last connections are kept, latest first."""
     tally = Tally()
-    all_ = [connection(time=NOON + number) for number in range(BATCH + LATEST_CONNECTIONS)]
+    all_ = [connection(time=NOON + number) for number in range(BATCH_SIZE + LATEST_CONNECTIONS)]
     for one in all_:
         tally(one)
     assert tally.facts().latest == all_[: -LATEST_CONNECTIONS - 1 : -1]
@@ -243,7 +243,7 @@ def test_error_bound(limit: int, sequence: list[int]) -> None:
 @given(
     st.lists(
         st.tuples(st.integers(0, 9), st.integers(0, 2), st.floats(0, 7200), st.booleans()),
-        max_size=2 * BATCH + 9,
+        max_size=2 * BATCH_SIZE + 9,
     )
 )
 def test_exact(sequence: list[tuple[int, int, float, bool]]) -> None:

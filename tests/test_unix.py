@@ -234,7 +234,7 @@ def test_a_file_that_somebody_has_removed(path: Path, replaced: bool) -> None:
 
 def test_a_locked_folder(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who keeps the folder locked does not hang the start."""
-    monkeypatch.setattr(_log_file, "LOCKED", 0.01)
+    monkeypatch.setattr(_log_file, "LOCK_TIMEOUT", 0.01)
     leave(path)
     folder = os.open(path.parent, os.O_RDONLY)
     fcntl.flock(folder, fcntl.LOCK_SH)

@@ -1,13 +1,12 @@
 """Log each connection to a Twisted endpoint, and drop it."""
 
+from hello_listen._version import __version__
 from hello_listen.connection import Connection, Summary
 from hello_listen.connection_log import ConnectionLog
 from hello_listen.endpoint import HelloEndpoint, ListenError
 from hello_listen.protocol import HelloFactory, HelloProtocol, logConnection
 from hello_listen.service import HelloService
 from hello_listen.summaries import Summaries
-
-__version__ = "1.0.0"
 
 __all__ = [
     "Connection",

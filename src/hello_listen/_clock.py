@@ -14,10 +14,10 @@ from twisted.internet.error import AlreadyCalled, AlreadyCancelled
 from twisted.internet.interfaces import IDelayedCall, IReactorFromThreads, IReactorTime
 from zope.interface import implementer
 
-GRAIN = 0.005
+WAKE_INTERVAL = 0.005
 """Seconds by which a call may come later, so that one thread wakes the reactor for several."""
 
-SLICE = 0.02
+POLL_INTERVAL = 0.02
 """Seconds by which a wait for an event may end later."""
 
 
@@ -77,7 +77,7 @@ class MonotonicClock:
         """
         due = call.getTime()
         if due > self.seconds():
-            due = ceil(due / GRAIN) * GRAIN
+            due = ceil(due / WAKE_INTERVAL) * WAKE_INTERVAL
         if self._wakes and due >= min(self._wakes):
             return
         self._wakes.add(due)
@@ -162,7 +162,7 @@ def waitFor(event: Event, seconds: float) -> bool:
     """
     end = monotonic() + seconds
     while not event.is_set() and (left := end - monotonic()) > 0:
-        _sleep(min(left, SLICE))
+        _sleep(min(left, POLL_INTERVAL))
     return event.is_set()
 
 

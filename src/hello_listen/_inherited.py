@@ -17,10 +17,10 @@ from twisted.python.failure import Failure
 
 from hello_listen._addresses import addressText, socketAddress
 
-START = 3
+FIRST_DESCRIPTOR = 3
 """The first descriptor that is passed (SD_LISTEN_FDS_START)."""
 
-ENVIRONMENT = "/proc/self/environ"
+ENVIRONMENT_FILE = "/proc/self/environ"
 """The environment that the process started with: Twisted takes LISTEN_FDS out of os.environ."""
 
 _log = Logger(namespace="hello_listen")
@@ -49,11 +49,11 @@ class InheritedSockets:
             raise ValueError("either index= or name= is needed")
         number = None if index is None else int(index)
         names = _names()
-        passed = dict(enumerate(names, START))
+        passed = dict(enumerate(names, FIRST_DESCRIPTOR))
         self.descriptors = [
             descriptor
-            for descriptor, known in passed.items()
-            if known == name or descriptor - START == number
+            for descriptor, itsName in passed.items()
+            if itsName == name or descriptor - FIRST_DESCRIPTOR == number
         ]
         if not self.descriptors:
             others = ", ".join(map(repr, dict.fromkeys(names)))
@@ -104,7 +104,7 @@ def warnOfUnserved(served: Collection[int]) -> None:
     @param served: the descriptors that are served.
     """
     with suppress(ValueError):
-        for descriptor, name in enumerate(_names(), START):
+        for descriptor, name in enumerate(_names(), FIRST_DESCRIPTOR):
             if descriptor not in served:
                 with suppress(ValueError):
                     domain, address = _check(descriptor)
@@ -118,12 +118,12 @@ def warnOfUnserved(served: Collection[int]) -> None:
 
 def _names() -> list[str]:
     """
-    Return the names of the descriptors from L{START} on, as sd_listen_fds_with_names(3) does.
+    Return the names of descriptors, L{FIRST_DESCRIPTOR} first: sd_listen_fds_with_names(3).
 
     @raise ValueError: the environment is inconsistent.
     """
     try:
-        environment = os.fsdecode(Path(ENVIRONMENT).read_bytes())
+        environment = os.fsdecode(Path(ENVIRONMENT_FILE).read_bytes())
     except OSError:
         return []
     variables = dict(re.findall(r"([^=\0]+)=([^\0]*)", environment))

@@ -15,10 +15,10 @@ from typing import Any
 
 from twisted.logger import Logger
 
-WAIT = 0.5
+PIPE_TIMEOUT = 0.5
 """Most seconds to wait for room in a pipe before the caller is asked again."""
 
-LOCKED = 1.0
+LOCK_TIMEOUT = 1.0
 """Lock timeout in seconds; then the file is written unlocked until reopened. It is shorter than the
 log waits before it counts as failing."""
 
@@ -145,7 +145,7 @@ class LogFile:
         except BlockingIOError:
             if whole:
                 raise
-            select.select([], [self._file], [], WAIT)
+            select.select([], [self._file], [], PIPE_TIMEOUT)
             return 0
         except BrokenPipeError:
             self.close()
@@ -266,8 +266,8 @@ def standardStream(path: str) -> int | None:
 
 
 def lock(file: int) -> bool:
-    """Lock a file. Give up after L{LOCKED} seconds: any reader can hold the lock."""
-    end = monotonic() + LOCKED
+    """Lock a file. Give up after L{LOCK_TIMEOUT} seconds: any reader can hold the lock."""
+    end = monotonic() + LOCK_TIMEOUT
     while monotonic() < end:
         try:
             _fcntl.flock(file, _fcntl.LOCK_EX | _fcntl.LOCK_NB)

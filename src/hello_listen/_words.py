@@ -1,4 +1,4 @@
-"""Endpoint descriptions: readable reasons for what is wrong, and hints at what was meant."""
+"""Readable reasons for errors of endpoints, and suggested descriptions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _REASONS = (
     (r"generator raised StopIteration", r"ends in a backslash that escapes nothing"),
 )
 
-# host:port as other programs take it, with or without a type or a URL's scheme.
+# host:port as other programs write it, with or without an endpoint's type or a URL's scheme.
 _HOST_AND_PORT = re.compile(
     r"(?:tcp6?:)?(?:\w+://)?(?P<host>\*?|[\d.]+|localhost|\[[\da-f:.]+\]):(?P<port>\d+)/?"
     r"|(?:https?:)?(?P<only>\d+)",
@@ -43,7 +43,7 @@ def parseReason(error: Exception) -> str:
     """
     Return why a description cannot be parsed.
 
-    @param error: what a parser raised.
+    @param error: the error that a parser raised.
     """
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename!r}"
@@ -56,11 +56,11 @@ def parseReason(error: Exception) -> str:
     return text or type(error).__name__
 
 
-def knownTypes(reason: str) -> str:
+def availableTypes(reason: str) -> str:
     """
-    Return which types of endpoints there are, if the reason is that there is none such.
+    Return the types of endpoints, if the reason is an unknown type, else C{""}.
 
-    @param reason: as L{parseReason} returns it.
+    @param reason: the reason that L{parseReason} returned.
     """
     unknown = re.match("Unknown endpoint type: '(.*)'", reason)
     if unknown is None:
@@ -73,9 +73,9 @@ def knownTypes(reason: str) -> str:
 
 def corrected(description: str) -> str:
     """
-    Return what may have been meant, which need not be an endpoint either.
+    Return a description that the user may have meant, which may be wrong as well.
 
-    @param description: what cannot be parsed.
+    @param description: a description that cannot be parsed.
     """
     found = _HOST_AND_PORT.fullmatch(description)
     if found:
@@ -91,7 +91,7 @@ def listenReason(error: Any, description: str) -> str:
     """
     Return why an endpoint cannot be bound.
 
-    @param error: what was raised.
+    @param error: the error that was raised.
     @param description: the endpoint's description.
     """
     if isinstance(error, CannotListenError):
@@ -103,10 +103,10 @@ def listenReason(error: Any, description: str) -> str:
 
 def occupies(address: IAddress, error: Any) -> bool:
     """
-    Say whether the socket with an address is the reason why another one cannot be bound.
+    Say whether a socket is the reason why another one cannot be bound.
 
-    @param address: the address.
-    @param error: what was raised.
+    @param address: the socket's address.
+    @param error: the error that was raised.
     """
     inUse = isinstance(error, CannotListenError) and isinstance(error.socketError, OSError)
     if not inUse or error.socketError.errno != errno.EADDRINUSE:

@@ -17,9 +17,9 @@ from uuid import uuid4
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-import hello_listen
 from hello_listen._clock import monotonicClock, waitFor
 from hello_listen._log_file import LogFile
+from hello_listen._version import __version__
 from hello_listen.connection import (
     GAP_MESSAGE,
     LOG_CLOSED_MESSAGE,
@@ -29,28 +29,28 @@ from hello_listen.connection import (
     timestamp,
 )
 
-KEPT = 16 * 2**20
+MAX_QUEUED_BYTES = 16 * 2**20
 """Bytes of records that are kept in memory while they cannot be written, some 55,000 records."""
 
 JOIN_TIMEOUT = 0.1
 """Seconds that the threads of a closed log have for their last step when it is opened again."""
 
-BATCH = 0.01
+BATCH_INTERVAL = 0.01
 """Seconds for which records are collected before they are written together."""
 
-LINES = 5000
+MAX_BATCH_LINES = 5000
 """Most lines that are written together: while they are joined, the reactor's thread waits."""
 
-RETRY = 0.5
+RETRY_INTERVAL = 0.5
 """Seconds between attempts to write what could not be written."""
 
-MAX_WAIT = 2.0
+MAX_WRITE_DELAY = 2.0
 """Seconds that a record may wait before the log counts as failing."""
 
-HELD = 2.0
+RECOVERY_TIME = 2.0
 """Seconds without a failure after which the log says that it works again."""
 
-CLOSING = 5.0
+CLOSE_TIMEOUT = 5.0
 """Seconds that the log has at its end to write what is left."""
 
 END_TIMEOUT = 0.5
@@ -73,7 +73,7 @@ class Counts(NamedTuple):
     lost: int = 0
 
 
-_RECORD = Counts(1, recorded=1)
+_ONE_RECORD = Counts(1, recorded=1)
 _NOTHING = Counts(0)
 
 
@@ -98,7 +98,7 @@ class ConnectionLog:
     def __init__(
         self,
         path: str | os.PathLike[str],
-        kept: int = KEPT,
+        kept: int = MAX_QUEUED_BYTES,
         reactor: Any = None,
         umask: int | None = None,
     ) -> None:
@@ -202,7 +202,7 @@ class ConnectionLog:
                     self._queuedAt = monotonic()
                 self._lines.append(line)
                 self._counts.append(
-                    _RECORD if isinstance(record, Connection) else Counts(1, summarized=count)
+                    _ONE_RECORD if isinstance(record, Connection) else Counts(1, summarized=count)
                 )
                 self.waiting += len(line)
         if self._thread is None:
@@ -230,8 +230,8 @@ class ConnectionLog:
                 self._file.close()
                 self._closed.callback(self)
             else:
-                self._limit = clock.callLater(CLOSING - END_TIMEOUT, self._givenUp.set)
-            self._closed.addTimeout(CLOSING, clock).addBoth(self._finish)
+                self._limit = clock.callLater(CLOSE_TIMEOUT - END_TIMEOUT, self._givenUp.set)
+            self._closed.addTimeout(CLOSE_TIMEOUT, clock).addBoth(self._finish)
         return self._closed
 
     def _start(self) -> None:
@@ -281,7 +281,7 @@ class ConnectionLog:
 
     def _run(self) -> None:
         """Write batch after batch, between two lines about the log, until it is closed."""
-        opened: dict[str, str | int] = {"service.version": hello_listen.__version__}
+        opened: dict[str, str | int] = {"service.version": __version__}
         opened |= {"process.pid": os.getpid(), "host.name": socket.gethostname(), **_process()}
         with self._lock:
             self._tell(LOG_OPENED_MESSAGE, opened)
@@ -301,10 +301,10 @@ class ConnectionLog:
                     self._file.reopen()
             if not closing:
                 if self._failure:
-                    waitFor(self._wake, HELD)
+                    waitFor(self._wake, RECOVERY_TIME)
                 else:
                     self._wake.wait()
-                waitFor(self._closing, BATCH)
+                waitFor(self._closing, BATCH_INTERVAL)
                 self._wake.clear()
         if written:
             with self._lock:
@@ -331,8 +331,8 @@ class ConnectionLog:
             if self._missing:
                 self._endMissing()
             self._takenAt = self._queuedAt if self._lines else None
-            lines, self._lines = self._lines[:LINES], self._lines[LINES:]
-            counts, self._counts = self._counts[:LINES], self._counts[LINES:]
+            lines, self._lines = self._lines[:MAX_BATCH_LINES], self._lines[MAX_BATCH_LINES:]
+            counts, self._counts = self._counts[:MAX_BATCH_LINES], self._counts[MAX_BATCH_LINES:]
         return "".join(lines).encode(), counts
 
     def _write(self, batch: bytes, counts: list[Counts]) -> bool:
@@ -343,7 +343,7 @@ class ConnectionLog:
                 written = self._file.write(batch, start)
             except OSError as error:
                 self._fail(error.strerror or str(error))
-                waitFor(self._givenUp, RETRY)
+                waitFor(self._givenUp, RETRY_INTERVAL)
                 written = 0
             with self._lock:
                 if self._ended.is_set():
@@ -385,7 +385,7 @@ class ConnectionLog:
 
     def _count(self, counts: list[Counts]) -> None:
         """Count the connections in lines that were written."""
-        records = counts.count(_RECORD)
+        records = counts.count(_ONE_RECORD)
         self.recorded += records
         if records < len(counts):
             self.summarized += sum(each.summarized for each in counts)
@@ -405,13 +405,13 @@ class ConnectionLog:
     def _recover(self) -> None:
         """Log that nothing has failed for a while."""
         with self._telling:
-            if monotonic() >= self._failedAt + HELD:
+            if monotonic() >= self._failedAt + RECOVERY_TIME:
                 self._failure = None
                 _log.info("Connection log works again: {path!r}", path=str(self._file))
 
     def _watch(self) -> None:
         """Report records that wait for too long; the other thread may be stuck in a write."""
-        pause = MAX_WAIT
+        pause = MAX_WRITE_DELAY
         while True:
             self._busy.wait()
             self._busy.clear()
@@ -423,13 +423,13 @@ class ConnectionLog:
                 if self._takenAt is not None:
                     oldest = self._takenAt
             if oldest is None:
-                pause = MAX_WAIT
+                pause = MAX_WRITE_DELAY
                 continue
             self._busy.set()
-            pause = oldest + MAX_WAIT - now
+            pause = oldest + MAX_WRITE_DELAY - now
             if pause <= 0:
-                pause = RETRY
-                self._fail(f"records have waited for {MAX_WAIT:g} seconds")
+                pause = RETRY_INTERVAL
+                self._fail(f"records have waited for {MAX_WRITE_DELAY:g} seconds")
                 self._wake.set()
 
     def _end(self) -> None:

@@ -24,7 +24,7 @@ from hello_listen._port import HelloPort
 from hello_listen._proxy import ProxiedFactory, pendingHeaders
 from hello_listen._tls import TLSReactor, checkCertificates, checkFiles
 from hello_listen._unix import UNIXReactor, UNIXSocket
-from hello_listen._words import corrected, knownTypes, listenReason, occupies, parseReason
+from hello_listen._words import availableTypes, corrected, listenReason, occupies, parseReason
 from hello_listen.protocol import HelloFactory
 
 BACKLOG = 2**31 - 1
@@ -99,7 +99,7 @@ class HelloEndpoint:
             self.descriptors: list[int] = getattr(self._endpoint, "descriptors", [])
         except Exception as error:
             reason = printable(parseReason(error))
-            hint = _hint(prefix, inner, reactor) or knownTypes(reason)
+            hint = _hint(prefix, inner, reactor) or availableTypes(reason)
             raise ValueError(f"{description!r}: {reason}{hint}") from error
 
     def listen(self, factory: Any) -> Deferred[Any]:

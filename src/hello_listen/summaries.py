@@ -1,4 +1,4 @@
-"""An observer before another: of clients that come too often, one record a minute."""
+"""Rate-limits records per client: beyond the limit, one summary a minute."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from hello_listen._networks import Networks
 from hello_listen._observing import Observer, ObserverCalls, checkObserver
 from hello_listen.connection import Connection, Summary
 
-PERIOD = 60.0
-"""Seconds that a summary covers."""
+SUMMARY_PERIOD = 60.0
+"""Seconds that a summary covers at most."""
 
-CLIENTS = 10_000
-"""How many clients are told apart in a period; those of more share one summary."""
+MAX_COUNTED_CLIENTS = 10_000
+"""Clients that are counted apart in a period; all others share one summary."""
 
-PROBES = ("proxy_header_incomplete", "proxy_not_trusted")
-"""Errors that are no news of a listed network, where not a byte was read: TCP health checks."""
+PROBE_ERRORS = ("proxy_header_incomplete", "proxy_not_trusted")
+"""Errors of TCP health checks, if not a byte was received: summarized like other connections."""
 
 
 class Summaries:
     """
-    Passes connections on to another observer, and L{Summary} objects for what it leaves out.
+    Passes connections on to another observer, up to a limit, and summaries of the others.
 
-    Clients are told apart by L{clientIdentity}; behind a proxy, by the client that it names. Of a
-    period of 60 seconds, 10,000 clients are told apart at most. No call blocks, unless the
-    observer does.
+    Clients are counted by L{Connection.identity}, so behind a proxy by the client in the PROXY
+    header. In a period of 60 seconds, at most 10,000 clients are counted apart. A call blocks only
+    if the observer blocks.
     """
 
     def __init__(
@@ -43,19 +43,19 @@ class Summaries:
         reactor: Any = None,
     ) -> None:
         """
-        Stand before an observer.
+        Wrap an observer.
 
         @param observer: called with each L{Connection} that is passed on, and each L{Summary}; it
             is closed with this one, if it has C{close}.
-        @param perClient: at most how many connections of a client are passed on in a period, 0 for
+        @param perClient: the most connections of a client that are passed on in a period, 0 for
             none; by default all.
         @param networks: addresses or networks, such as C{192.0.2.0/24}, whose connections are
             only summarized. C{192.0.2.7,7878} stands for connections to the server's port 7878
             only. Connections with an error are passed on, unless a PROXY header was expected and
-            not a byte was read: from a health check, or a peer that is not trusted.
-        @param reactor: what keeps the time; by default the global reactor.
+            not a byte was received, as from a health check.
+        @param reactor: the clock; by default the global reactor.
 
-        @raise ValueError: a network cannot be understood, or C{perClient} is negative.
+        @raise ValueError: a text is not a network, or C{perClient} is negative.
         @raise TypeError: the observer cannot be called.
         """
         checkObserver(observer)
@@ -68,18 +68,18 @@ class Summaries:
         self._perClient = perClient
         self._networks = networksByPort(networks)
         self._clock = monotonicClock(reactor)
-        # ipaddress takes 2 µs for each look.
-        self._isIn = lru_cache(maxsize=CLIENTS)(self._findNetwork)
-        # How many connections of each client were passed on.
+        # A look-up takes 2 µs in ipaddress.
+        self._isIn = lru_cache(maxsize=MAX_COUNTED_CLIENTS)(self._findNetwork)
+        # The connections of each client that were passed on in this period.
         self._clients: dict[str, int] = {}
         self._summaries: dict[tuple[str | None, str | None], Summary] = {}
         self._end: Any = None
 
     def __call__(self, connection: Connection) -> None:
         """
-        Pass a connection on, or count it.
+        Pass a connection on, or add it to a summary.
 
-        @param connection: what came.
+        @param connection: the connection.
         """
         key = addressIdentity(connection.client)
         if not (self._networks and self._isListed(connection)):
@@ -87,11 +87,11 @@ class Summaries:
                 self._calls.call(self._observer, connection)
                 return
             count = self._clients.get(key, 0)
-            if count < self._perClient and (count or self._isToldApart(key)):
+            if count < self._perClient and (count or self._countApart(key)):
                 self._clients[key] = count + 1
                 self._calls.call(self._observer, connection)
                 return
-        self._summarize(key if self._isToldApart(key) else None, connection)
+        self._summarize(key if self._countApart(key) else None, connection)
 
     def open(self) -> None:
         """Open the observer again, if it has C{open}."""
@@ -99,7 +99,7 @@ class Summaries:
 
     def close(self) -> Deferred[Any]:
         """
-        Pass on what is counted so far, wait for the observer's coroutines, and close it.
+        Pass on the summaries so far, wait for the observer's coroutines, and close it.
 
         @return: a L{Deferred} with what its C{close} returns, or L{None} if it has none.
         """
@@ -107,16 +107,16 @@ class Summaries:
         close = getattr(self._observer, "close", lambda: None)
         return self._calls.finish(self._clock).addCallback(lambda _: close())
 
-    def _isToldApart(self, key: str) -> bool:
-        """Say whether a client has a place of its own in this period."""
+    def _countApart(self, key: str) -> bool:
+        """Start to count a client apart if there is room; say whether it is counted apart."""
         if self._end is None:
-            self._end = self._clock.callLater(PERIOD, self._endPeriod)
-        if len(self._clients) < CLIENTS:
+            self._end = self._clock.callLater(SUMMARY_PERIOD, self._endPeriod)
+        if len(self._clients) < MAX_COUNTED_CLIENTS:
             self._clients.setdefault(key, 0)
         return key in self._clients
 
     def _summarize(self, key: str | None, connection: Connection) -> None:
-        """Count a connection of a client."""
+        """Add a connection to the summary of a client; L{None} is all clients without their own."""
         time = connection.time
         transport, networkType = transportAndType(connection.client) if key else (None, None)
         error = connection.error
@@ -132,8 +132,8 @@ class Summaries:
         summary.last = max(summary.last, time)
 
     def _isListed(self, connection: Connection) -> bool:
-        """Say whether a connection came from one of the networks and is no news."""
-        if connection.error and not (connection.silent and connection.error in PROBES):
+        """Say whether a connection is from one of the networks, and without a genuine error."""
+        if connection.error and not (connection.silent and connection.error in PROBE_ERRORS):
             return False
         client = connection.client
         return isinstance(client, (IPv4Address, IPv6Address)) and self._isIn(
@@ -145,7 +145,7 @@ class Summaries:
         return any(host in self._networks.get(each, ()) for each in {None, port})
 
     def _endPeriod(self) -> None:
-        """Pass on what was counted, and begin anew."""
+        """Pass on the summaries, and let the next connection begin a new period."""
         if self._end is None:
             return
         if self._end.active():
@@ -161,11 +161,11 @@ def networksByPort(texts: Iterable[str]) -> dict[int | None, Networks]:
     """
     Parse networks, each with or without a server's port.
 
-    @param texts: such as C{192.0.2.0/24} or C{192.0.2.7,7878}.
+    @param texts: texts such as C{192.0.2.0/24} or C{192.0.2.7,7878}.
 
     @return: the networks for each port, and under L{None} those for all ports.
 
-    @raise ValueError: a text cannot be understood; the message quotes it.
+    @raise ValueError: a text cannot be parsed; the message quotes it.
     """
     found: dict[int | None, list[str]] = {}
     for text in texts:

@@ -18,11 +18,11 @@ from twisted.application.service import IService
 from twisted.python.usage import Options as UsageOptions
 from twisted.python.usage import UsageError
 
-import hello_listen
 from hello_listen._inherited import warnOfUnserved
 from hello_listen._log_file import standardStream
 from hello_listen._networks import Networks
 from hello_listen._process import SIGNALS, PluginService
+from hello_listen._version import __version__
 from hello_listen.connection_log import ConnectionLog
 from hello_listen.endpoint import HAPROXY, HelloEndpoint
 from hello_listen.protocol import HelloFactory, logConnection
@@ -117,7 +117,7 @@ class Options(UsageOptions):
 
     def opt_version(self) -> NoReturn:
         """Display the versions of hello-listen and Twisted, and exit."""
-        print(f"hello-listen {hello_listen.__version__}, Twisted {twisted.__version__}")
+        print(f"hello-listen {__version__}, Twisted {twisted.__version__}")
         sys.exit(0)
 
     def parseOptions(self, options: Sequence[str] | None = None) -> None:

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 
 from hello_listen._addresses import clientIdentity
 from hello_listen.report.database import Database
-from hello_listen.report.facts import UNITS, Bar, Client, Failure, Problem, Report, Run, Server
+from hello_listen.report.facts import BAR_UNITS, Bar, Client, Failure, Problem, Report, Run, Server
 from hello_listen.report.inputs import Input
 from hello_listen.report.reading import readLogs
 from hello_listen.report.runs import makeRun
@@ -42,7 +42,7 @@ def ask(
     runs, repeated = _runs(database, since, until)
     [about] = database.rows("about")
     span = about["last"] - about["first"] if about["first"] else timedelta()
-    unit = next(unit for unit in UNITS if span <= unit.longest)
+    unit = next(unit for unit in BAR_UNITS if span <= unit.longest)
     _identify(database)
     [totals] = database.rows("totals")
     return Report(

@@ -16,10 +16,10 @@ from hello_listen._addresses import asciiText
 from hello_listen.report.data import toJSON
 from hello_listen.report.drawing import checkTarget, writeDrawing
 from hello_listen.report.inputs import findInputs
-from hello_listen.report.moments import EXAMPLES, moment
+from hello_listen.report.moments import TIME_EXAMPLES, moment
 from hello_listen.report.text import toNotes, toProblems, toText
 
-STATUSES = """
+EXIT_STATUSES = """
 exit status:
   0  nothing is missing
   1  something is missing
@@ -56,13 +56,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="hello-listen-report",
         description="Tell who connected, how often and when, and whether anything is missing.",
-        epilog=STATUSES,
+        epilog=EXIT_STATUSES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "files", nargs="+", metavar="FILE", help="a log, also .gz; a pattern; - for standard input"
     )
-    parser.add_argument("--since", type=moment, metavar="TIME", help=f"{EXAMPLES}; in UTC")
+    parser.add_argument("--since", type=moment, metavar="TIME", help=f"{TIME_EXAMPLES}; in UTC")
     parser.add_argument("--until", type=moment, metavar="TIME", help="the time to stop before")
     parser.add_argument(
         "--top", type=_number, default=20, metavar="N", help="clients (default: 20)"

@@ -149,7 +149,7 @@ class Unit:
         return moment.isoformat(" ")[: self.precise] if moment else ""
 
 
-UNITS = (
+BAR_UNITS = (
     Unit("minute", timedelta(minutes=1), timedelta(hours=2), 16, 19),
     Unit("hour", timedelta(hours=1), timedelta(days=4), 16),
     Unit("day", timedelta(days=1), timedelta(days=800), 10),

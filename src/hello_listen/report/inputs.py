@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from threading import Event
 
 from hello_listen.report.facts import Problem
-from hello_listen.report.lines import PIECE, isPlain
+from hello_listen.report.lines import CHUNK_SIZE, isPlain
 
 _DESCRIPTORS = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")
 
@@ -40,7 +40,7 @@ class Input:
             while not stopped.is_set():
                 # A pipe may have nothing to read for ever.
                 if select.select([file], [], [], 0.1)[0]:
-                    chunk = file.read(PIECE)
+                    chunk = file.read(CHUNK_SIZE)
                     if not chunk:
                         return
                     yield chunk

@@ -6,16 +6,16 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator
 
-MAX_LINE = 16 * 2**20
+MAX_LINE_SIZE = 16 * 2**20
 """Bytes of the longest line that is read."""
 
-PIECE = 2**20
+CHUNK_SIZE = 2**20
 """Bytes that are read, decompressed or passed on at a time."""
 
 _GZIP = b"\x1f\x8b"
 _GZIP_BITS = 16 + zlib.MAX_WBITS
 _BOM = b"\xef\xbb\xbf"
-_RECORD = re.compile(rb'"message"\s*:\s*"Connection')
+_MESSAGE = re.compile(rb'"message"\s*:\s*"Connection')
 # A record ends in a brace; whitespace may follow.
 _TORN = re.compile(rb"^.*[^}\s][ \t\r]*$", re.MULTILINE)
 _TWISTED = re.compile(rb"\d{4}-\d\d-\d\d[T ][\d:]{8}\S* \[")
@@ -56,7 +56,7 @@ class Lines:
         start, isLog = b"", False
         for lines in self._whole():
             start = start or lines.lstrip()[:99]
-            isLog = isLog or _RECORD.search(lines) is not None
+            isLog = isLog or _MESSAGE.search(lines) is not None
             if lines.count(b"\n") > lines.count(b"}\n"):
                 lines, torn = _TORN.subn(b"torn", lines)
                 self.hasTorn = self.hasTorn or torn > 0
@@ -86,7 +86,7 @@ class Lines:
                 else:
                     yield (lines.partition(b"\n")[2] if tooLong else line + lines) + end
                     line, tooLong = rest, False
-                if len(line) > MAX_LINE:
+                if len(line) > MAX_LINE_SIZE:
                     self._damage("a line of more than 16 MiB")
                     line, tooLong = b"", True
         except EOFError:
@@ -119,7 +119,7 @@ def _decompress(chunk: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
     """
     member = zlib.decompressobj(_GZIP_BITS)
     while chunk:
-        yield member.decompress(chunk, PIECE)
+        yield member.decompress(chunk, CHUNK_SIZE)
         if not member.eof:
             chunk = member.unconsumed_tail or next(rest, b"")
             continue

@@ -6,9 +6,9 @@ import argparse
 import re
 from datetime import datetime, timedelta, timezone
 
-EXAMPLES = "24h, 7d, yesterday, 2026-11-24 or 2026-11-24T20:19"
+TIME_EXAMPLES = "24h, 7d, yesterday, 2026-11-24 or 2026-11-24T20:19"
 
-_UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_UNIT_NAMES = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
 def moment(text: str) -> datetime:
@@ -26,8 +26,8 @@ def moment(text: str) -> datetime:
         if text in ("today", "yesterday"):
             return midnight - timedelta(days=text == "yesterday")
         if ago := re.fullmatch(r"(\d+)([mhdw])", text, re.ASCII):
-            return now - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
+            return now - timedelta(**{_UNIT_NAMES[ago[2]]: int(ago[1])})
         time = datetime.fromisoformat(text.replace("Z", "+00:00"))
         return (time.astimezone(timezone.utc) if time.tzinfo else time).replace(tzinfo=None)
     except (OverflowError, ValueError):
-        raise argparse.ArgumentTypeError(f"not a time: {text!r}, but {EXAMPLES} are") from None
+        raise argparse.ArgumentTypeError(f"not a time: {text!r}, but {TIME_EXAMPLES} are") from None

@@ -22,7 +22,7 @@ from hello_listen.report.facts import Problem
 from hello_listen.report.inputs import Input
 from hello_listen.report.lines import Lines
 
-PART = 128 * 2**20
+PART_SIZE = 128 * 2**20
 """Bytes of a file that DuckDB gets in pieces. It would keep what it reads from a pipe in memory."""
 
 _MESSAGES = {
@@ -112,6 +112,6 @@ def _writePart(path: str, pieces: Iterator[bytes]) -> int:
     with open(path, "wb") as file:
         for piece in pieces:
             size += file.write(piece)
-            if size >= PART:
+            if size >= PART_SIZE:
                 break
     return size

@@ -11,10 +11,10 @@ from prometheus_client.registry import Collector
 
 from hello_listen.status.snapshot import Snapshot
 
-TEXT = "text/plain; version=0.0.4; charset=utf-8"
+TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
 """Type of Prometheus's own format."""
 
-OPEN_METRICS = openmetrics.CONTENT_TYPE_LATEST
+OPEN_METRICS_FORMAT = openmetrics.CONTENT_TYPE_LATEST
 """Type of OpenMetrics."""
 
 _PROCESS = ProcessCollector(registry=None), PlatformCollector(registry=None)

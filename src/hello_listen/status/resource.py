@@ -186,8 +186,8 @@ class _Metrics(_Leaf):
 
     def __init__(self, snapshots: Snapshots) -> None:
         super().__init__()
-        self._text = _View(snapshots, metrics.TEXT, metrics.asText)
-        self._open = _View(snapshots, metrics.OPEN_METRICS, metrics.asOpenMetrics)
+        self._text = _View(snapshots, metrics.TEXT_FORMAT, metrics.asText)
+        self._open = _View(snapshots, metrics.OPEN_METRICS_FORMAT, metrics.asOpenMetrics)
 
     def render(self, request: Any) -> bytes:
         accepted = request.getHeader(b"accept") or b""

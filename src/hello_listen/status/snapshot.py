@@ -1,4 +1,4 @@
-"""What the page, the JSON and the metrics show: connections, endpoints and log at one moment."""
+"""Snapshots of tally, endpoints and log, which the page, the JSON and the metrics show."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from hello_listen.service import HelloService
 
 MAX_AGE = 0.5
-"""Seconds for which a snapshot is shown again."""
+"""Seconds for which a snapshot is cached."""
 
 
 @dataclass(frozen=True)
 class LogCounts:
-    """What has become of the connections that a L{ConnectionLog} was told of, and of others."""
+    """The connections of a L{ConnectionLog}, by what became of them."""
 
     recorded: int
     """Connections with a written record of their own."""
@@ -38,24 +38,24 @@ class LogCounts:
     """Connections whose record or summary is to be written."""
 
     lost: int
-    """Connections that the log does not hold."""
+    """Connections that the log will not record."""
 
     bytesToWrite: int
     """Bytes of records in memory."""
 
     failing: str | None
-    """Why the log cannot be written at the moment."""
+    """Why the log cannot be written, or L{None}."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What is known at one moment. It does not change."""
+    """Tally, endpoints and log at one moment; immutable."""
 
     facts: Facts
-    """The connections."""
+    """The counts of connections."""
 
     endpoints: Sequence[tuple[str, str | None]]
-    """Each endpoint's description, and the address that it listens on, if it does."""
+    """Each endpoint's description, and the address that it is bound to, or L{None}."""
 
     headersWaiting: int
     """Connections whose PROXY header is incomplete."""
@@ -65,7 +65,7 @@ class Snapshot:
 
     @property
     def problems(self) -> list[str]:
-        """What is wrong, each in a sentence."""
+        """The problems, as one sentence each."""
         problems = [
             f"Not listening: {description}"
             for description, address in self.endpoints
@@ -79,7 +79,7 @@ class Snapshot:
         return problems
 
     def fields(self) -> dict[str, Any]:
-        """Return everything as values that JSON knows."""
+        """Return all fields, as the JSON has them."""
         facts, log = self.facts, self.log
         fields: dict[str, Any] = {
             "timestamp": timestamp(facts.now),
@@ -131,7 +131,7 @@ class Snapshot:
 
 
 class Snapshots:
-    """Takes a snapshot when it is asked for one, and the last is no longer fresh."""
+    """Takes snapshots, and caches the last."""
 
     def __init__(
         self,
@@ -141,12 +141,12 @@ class Snapshots:
         clock: Callable[[], float] = monotonic,
     ) -> None:
         """
-        Observe a tally, a service and a log.
+        Take snapshots of a tally, a service and a log.
 
-        @param tally: counts the connections.
-        @param service: what listens, if known.
-        @param log: where the connections are recorded, if known.
-        @param clock: returns seconds, which a change of the system's time does not affect.
+        @param tally: the tally of the connections.
+        @param service: the service whose endpoints to show, if any.
+        @param log: the log that records the connections, if any.
+        @param clock: returns seconds of a monotonic clock.
         """
         self._tally = tally
         self._service: Any = service
@@ -162,14 +162,14 @@ class Snapshots:
         return self._last[1]
 
     def expectServers(self) -> None:
-        """Have the tally tell the servers that listen apart."""
+        """Have the tally count the service's own servers apart."""
         addresses = [address for _, address in self._listening() if address is not None]
         self._tally.expect(
             (transportAndType(address)[0], addressText(address)) for address in addresses
         )
 
     def _listening(self) -> list[tuple[str, IAddress | None]]:
-        """Return each endpoint's description, and the address that it listens on."""
+        """Return each endpoint's description, and the address that it is bound to."""
         return [] if self._service is None else self._service.listening
 
     def _new(self) -> Snapshot:
@@ -187,7 +187,7 @@ class Snapshots:
         )
 
     def _counts(self, connections: int) -> LogCounts | None:
-        """Return what has become of all connections."""
+        """Return the counts of the log, out of all connections."""
         log = self._log
         if log is None:
             return None
@@ -204,5 +204,5 @@ class Snapshots:
 
 
 def _times(counts: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
-    """Return when each minute or hour began, and its connections."""
+    """Return the start of each minute or hour, and its connections, as the JSON has them."""
     return [{"timestamp": timestamp(start), "connections": count} for start, count in counts]

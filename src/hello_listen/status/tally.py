@@ -1,4 +1,4 @@
-"""What is known of the connections so far, in bounded memory."""
+"""Counts connections by server, by time and by client, in bounded memory."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ from hello_listen._addresses import addressIdentity, addressText, transportAndTy
 from hello_listen.connection import Connection, Summary
 
 MAX_CLIENTS = 10_000
-"""Clients that are told apart, some 3 MB."""
+"""Clients that are counted apart, in some 3 MB."""
 
 MAX_SERVERS = 100
-"""Servers that are told apart besides those that listen: a PROXY header may name any."""
+"""Servers that are counted apart besides those that listen: a PROXY header may name any."""
 
 LATEST_CONNECTIONS = 50
-"""Connections that are kept as they are."""
+"""Latest connections that are kept."""
 
 TOP_CLIENTS = 20
 """Clients that L{Facts} names."""
 
-BATCH = 64
-"""Connections that are counted together, few enough not to start the garbage collector."""
+BATCH_SIZE = 64
+"""Connections that are counted together: few enough not to trigger the garbage collector."""
 
-SLACK = 10
-"""Seconds, and minutes, that are kept longer: a connection behind a proxy comes 5 seconds late."""
-
+LATE_MARGIN = 10
+"""Counts of seconds and of minutes kept beyond the longest period shown, as a connection behind a
+proxy is counted up to 5 seconds after it was accepted."""
 
 _count = attrgetter("connections")
 
 
 class Client:
     """
-    A client that is told apart from others.
+    A client that is counted apart from others.
 
-    @ivar name: its identity, see L{hello_listen._addresses.clientIdentity}.
-    @ivar connections: how many it made since it is told apart.
-    @ivar missed: how many more it may have made before.
-    @ivar first: when the first of C{connections} was, in seconds since the epoch.
+    @ivar name: the client's identity, see L{hello_listen._addresses.clientIdentity}.
+    @ivar connections: the number of its connections since it is counted apart.
+    @ivar missed: the upper bound of its connections before that.
+    @ivar first: when the first of C{connections} was accepted, in seconds since the epoch.
     @ivar last: when the last was.
     """
 
@@ -52,11 +52,11 @@ class Client:
 
     def __init__(self, name: str, first: float, missed: int) -> None:
         """
-        Tell a client apart from now on.
+        Count a client apart from now on.
 
-        @param name: who it is.
-        @param first: when it came.
-        @param missed: how many connections it may have made before.
+        @param name: its identity.
+        @param first: when its connection was accepted, in seconds since the epoch.
+        @param missed: the upper bound of its connections before that.
         """
         self.name = name
         self.connections = 0
@@ -66,7 +66,7 @@ class Client:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a L{Tally} knows at one moment."""
+    """The counts of a L{Tally} at one moment."""
 
     now: float
     """The moment, in seconds since the epoch."""
@@ -75,31 +75,31 @@ class Facts:
     """When the counting began."""
 
     connections: int
-    """How many there were in all."""
+    """The number of all connections."""
 
     totals: dict[tuple[str, str, str], int]
-    """Of them, by transport, server, and what was wrong with the PROXY header or C{""}."""
+    """Connections by transport, server and kind of error (C{""} for none)."""
 
     lastMinute: int
-    """Of them, in the last 60 seconds."""
+    """Connections in the last 60 seconds."""
 
     lastHour: int
-    """Of them, in the last 60 minutes."""
+    """Connections in the last 60 minutes."""
 
     minutes: list[tuple[int, int]]
-    """When each of the last 60 minutes since counting began started, and its connections."""
+    """The start of each of the last 60 minutes, from C{since} on, and its connections."""
 
     hours: list[tuple[int, int]]
-    """The same of the last 24 hours."""
+    """The start of each of the last 24 hours, from C{since} on, and its connections."""
 
     distinctClients: int
-    """How many clients there were: exact while C{others} is 0, else a lower bound."""
+    """The number of clients: exact while C{others} is 0, else a lower bound."""
 
     clients: list[Client]
     """The clients with the most connections, most first."""
 
     others: int
-    """Connections of all clients that are not told apart."""
+    """Connections of all clients that are not counted apart."""
 
     latest: list[Connection]
     """The last connections, latest first."""
@@ -109,18 +109,18 @@ class Tally:
     """
     An observer that counts connections, by server, by time and by client.
 
-    Totals and times are exact. Of the clients, C{limit} are told apart. When one more comes, the
-    half with the fewest connections is forgotten; a client that comes later may have been one of
-    them, and may have made as many connections (C{missed}). This is Space-Saving (Metwally,
-    Agrawal, El Abbadi 2005) in batches. Of N connections, no client misses more than
-    N / (limit / 2), and a client that made more than that is told apart.
+    Totals and times are exact. At most C{limit} clients are counted apart. One more makes the tally
+    forget the half with the fewest connections. A client that is new after that may be one of the
+    forgotten, so its C{missed} is the most connections that a forgotten client had. This is
+    Space-Saving (Metwally, Agrawal, El Abbadi 2005) in batches. Of N connections, no client misses
+    more than N / (limit / 2), and a client with more than that is counted apart.
     """
 
     def __init__(self, limit: int = MAX_CLIENTS, clock: Callable[[], float] = time.time) -> None:
         """
         Begin to count.
 
-        @param limit: how many clients to tell apart.
+        @param limit: the number of clients to count apart.
         @param clock: returns the time, in seconds since the epoch.
         """
         self._clock = clock
@@ -139,20 +139,20 @@ class Tally:
 
     def __call__(self, record: Connection | Summary) -> None:
         """
-        Count a connection, or those that a summary stands for.
+        Count a connection, or all connections of a summary.
 
-        @param record: what was established.
+        @param record: the connection or the summary.
         """
         if isinstance(record, Summary):
             self._countSummary(record)
             return
         self._pending.append(record)
-        if len(self._pending) >= BATCH:
+        if len(self._pending) >= BATCH_SIZE:
             self._countPending()
 
     def expect(self, servers: Iterable[tuple[str, str]]) -> None:
         """
-        Tell servers apart, whatever other servers are reached first, and count them from 0.
+        Count servers apart, from 0, whichever other servers PROXY headers name first.
 
         @param servers: the transport and the address of each.
         """
@@ -162,11 +162,11 @@ class Tally:
             self._totals.setdefault((*place, ""), 0)
 
     def facts(self) -> Facts:
-        """Return what is known now."""
+        """Return the counts at this moment."""
         self._countPending()
         now = self._clock()
         second, minute, hour = int(now), int(now // 60), int(now // 3600)
-        # Connections are older than the counting if the system's clock was set back.
+        # A connection is older than the tally if the system's clock was set back.
         first = min(int(self._since // 60), minute, *self._minutes)
         minutes = [
             (60 * m, self._minutes.get(m, 0)) for m in range(max(first, minute - 59), minute + 1)
@@ -190,43 +190,43 @@ class Tally:
         )
 
     def _countPending(self) -> None:
-        """Count the connections that were only kept so far."""
+        """Count the batch of connections that are not counted yet."""
         pending, self._pending = self._pending, []
         if not pending:
             return
         self._latest.extend(pending)
-        for second, count in Counter(map(int, map(attrgetter("time"), pending))).items():
-            self._countTime(second, count)
-        reached, alike = (pending[0].server, pending[0].error), 0
+        for second, times in Counter(map(int, map(attrgetter("time"), pending))).items():
+            self._countTime(second, times)
+        reached, count = (pending[0].server, pending[0].error), 0
         for connection in pending:
             time = connection.time
             name = addressIdentity(connection.client)
-            client = self._clients.get(name) or self._tellApart(name, time)
+            client = self._clients.get(name) or self._addClient(name, time)
             client.connections += 1
             client.last = time
-            # Those that follow each other mostly reach the same.
+            # Successive connections mostly reach the same server.
             if (connection.server, connection.error) != reached:
-                self._countServer(*reached, alike)
-                reached, alike = (connection.server, connection.error), 0
-            alike += 1
-        self._countServer(*reached, alike)
+                self._countServer(*reached, count)
+                reached, count = (connection.server, connection.error), 0
+            count += 1
+        self._countServer(*reached, count)
 
     def _countSummary(self, summary: Summary) -> None:
-        """Count the connections of a summary, which names neither server nor error."""
+        """Count the connections of a summary, which names no server."""
         name = summary.identity
         self._countTime(int(summary.last), summary.count)
         self._addTotal(summary.transport or "", "", "", summary.count)
         if name:
-            client = self._clients.get(name) or self._tellApart(name, summary.first)
+            client = self._clients.get(name) or self._addClient(name, summary.first)
             client.connections += summary.count
             client.last = summary.last
 
     def _countTime(self, second: int, count: int) -> None:
-        """Count in the whole, in a second and in a minute."""
+        """Add to the connections, and to those of a second and of its minute."""
         self._connections += count
         for counts, key, most in (
-            (self._seconds, second, 60 + SLACK),
-            (self._minutes, second // 60, 24 * 60 + SLACK),
+            (self._seconds, second, 60 + LATE_MARGIN),
+            (self._minutes, second // 60, 24 * 60 + LATE_MARGIN),
         ):
             counts[key] = counts.get(key, 0) + count
             if len(counts) > most:
@@ -239,7 +239,7 @@ class Tally:
         self._addTotal(transport, name, error or "", count)
 
     def _addTotal(self, transport: str, server: str, error: str, count: int) -> None:
-        """Count in the totals."""
+        """Add to the totals."""
         key = transport, server, error
         self._totals[key] = self._totals.get(key, 0) + count
 
@@ -257,8 +257,8 @@ class Tally:
                 return wildcard
         return "other"
 
-    def _tellApart(self, name: str, first: float) -> Client:
-        """Return a new client."""
+    def _addClient(self, name: str, first: float) -> Client:
+        """Count a client apart, and return it."""
         if len(self._clients) >= self._limit:
             self._forgetHalf()
         client = self._clients[name] = Client(name, first, self._missed)
