@@ -1,5 +1,8 @@
 """Addresses as text, and the clients that they belong to."""
 
+import socket
+from typing import Any
+
 import pytest
 from twisted.internet.address import HostnameAddress, IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IAddress
@@ -10,6 +13,7 @@ from hello_listen._addresses import (
     addressText,
     asciiText,
     clientIdentity,
+    socketAddress,
     unmapped,
 )
 
@@ -101,6 +105,14 @@ def test_identity(transport: str | None, address: str | None, expected: str) -> 
 def test_identity_of_an_address(address: IAddress, expected: str) -> None:
     """The port tells no clients apart, and text that stands for an address is escaped."""
     assert addressIdentity(address) == expected
+
+
+def test_scope_of_an_address() -> None:
+    """A link-local address keeps the name of its link, where that has one."""
+    link = socket.if_indextoname(1)
+    for scope, host in ((1, f"fe80::1%{link}"), (2**31 - 1, "fe80::1")):
+        address: Any = socketAddress(("fe80::1", 5, 0, scope))
+        assert address.host == host
 
 
 @pytest.mark.parametrize(

@@ -161,6 +161,7 @@ def test_a_socket_of_two_endpoints(passOn: PassOn, listeners: list[socket.socket
     assert str(raised.value) == "another endpoint serves this socket: 'systemd:INET:name=a'"
     reactor.pump([0, 0, 0])
     assert not reactor.getReaders()
+    assert service.factory.numPorts == 0
 
 
 @pytest.mark.parametrize(

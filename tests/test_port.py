@@ -30,7 +30,7 @@ from zope.interface.verify import verifyClass, verifyObject
 from hello_listen import Connection, HelloEndpoint, HelloFactory, HelloProtocol
 from hello_listen import _drain as drainModule
 from hello_listen import _proxy as proxyModule
-from hello_listen._addresses import addressText, socketAddress
+from hello_listen._addresses import addressText
 from hello_listen._drain import refuseNew
 from hello_listen._inherited import InheritedSocket
 from hello_listen._port import MAX_ACCEPTS, PAUSE, HelloPort
@@ -143,14 +143,6 @@ def test_in_place(serve: Serve, interface: str, host: str) -> None:
         assert isinstance(connection.client, kind)
         assert (connection.clientAddress, connection.clientPort) == client.getsockname()[:2]
         assert (connection.serverAddress, connection.serverPort) == client.getpeername()[:2]
-
-
-def test_scope_of_an_address() -> None:
-    """A link-local address keeps the name of its link, where that has one."""
-    link = socket.if_indextoname(1)
-    for scope, host in ((1, f"fe80::1%{link}"), (2**31 - 1, "fe80::1")):
-        address: Any = socketAddress(("fe80::1", 5, 0, scope))
-        assert address.host == host
 
 
 def test_in_place_after_an_observer_failed(serve: Serve) -> None:

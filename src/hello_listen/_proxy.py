@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from functools import cache, lru_cache
 from itertools import islice, takewhile
@@ -169,7 +168,7 @@ class PendingHeaders:
         self._clock = clock
         # Oldest first: when each was added, and its port.
         self._entries: dict[ProxiedProtocol, tuple[float, ProxiedFactory]] = {}
-        self._counts: Counter[ProxiedFactory] = Counter()
+        self._counts: dict[ProxiedFactory, int] = {}
         self._isWatching = False
 
     def __contains__(self, protocol: ProxiedProtocol) -> bool:
@@ -188,7 +187,7 @@ class PendingHeaders:
         @param port: the factory of the port that accepted it.
         """
         self._entries[protocol] = self._clock.seconds(), port
-        self._counts[port] += 1
+        self._counts[port] = self.countOfPort(port) + 1
         if not self._isWatching:
             self._isWatching = True
             Deferred.fromCoroutine(self._watch()).addErrback(
@@ -202,9 +201,8 @@ class PendingHeaders:
         @param protocol: the connection's protocol.
         """
         _, port = self._entries.pop(protocol)
-        self._counts[port] -= 1
-        if not self._counts[port]:
-            del self._counts[port]
+        if count := self._counts.pop(port) - 1:
+            self._counts[port] = count
 
     def countOfPort(self, port: ProxiedFactory) -> int:
         """
@@ -212,7 +210,7 @@ class PendingHeaders:
 
         @param port: the factory of the port.
         """
-        return self._counts[port]
+        return self._counts.get(port, 0)
 
     def countOfFactory(self, hello: HelloFactory) -> int:
         """
@@ -299,7 +297,7 @@ class ProxiedFactory(ServerFactory):
         """
         self.hello = hello
         self.pending = pending
-        # ipaddress takes 2 µs for each look-up.
+        # Cached, because ipaddress is slow.
         self._isTrusted = lru_cache(maxsize=1000)(trusted.__contains__) if trusted else None
 
     @property
