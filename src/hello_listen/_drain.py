@@ -27,10 +27,10 @@ HANDSHAKE_TIMEOUT = 3.0
 """Seconds that a drain waits for in-flight handshakes."""
 
 HEADER_GRACE = 0.3
-"""Seconds that a drain waits for PROXY headers, from its start or the last accept."""
+"""Grace period for PROXY headers, in seconds, after the stop and the last accept."""
 
 HIDDEN_HANDSHAKE_GRACE = 0.3
-"""The same for handshakes, in seconds, where the system does not list those in flight."""
+"""The same for handshakes, in seconds, if the system does not list those in flight."""
 
 CONNECTION_TIMEOUT = 5.0
 """Seconds that a stop waits for open connections of an embedder's protocol."""
@@ -94,7 +94,7 @@ class Drain:
         """
         Begin to drain a port.
 
-        @param port: the port, which refuses new clients, and accepts those in its queue.
+        @param port: the port, which takes no new clients any more.
         @param listener: its listening socket.
         @param clock: an L{IReactorTime}.
         """
@@ -130,7 +130,7 @@ class Drain:
         return False
 
     def _isWithin(self, grace: float) -> bool:
-        """Return whether the stop or the last accept is less than some seconds ago."""
+        """Return whether a grace period after the stop and the last accept still runs."""
         isWithin: bool = self._clock.seconds() < max(self._start, self._port.lastAccept) + grace
         return isWithin
 

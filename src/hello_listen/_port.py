@@ -49,7 +49,7 @@ class State(Enum):
     LISTENING = "accepts connections"
     DRAINING = "stops; refuses new clients, and accepts those in its accept queue"
     LEAVING = "stops; leaves the accept queue of an inherited socket to other processes"
-    CLOSED = "has closed its socket"
+    CLOSED = "serves its socket no more"
 
 
 _ACCEPTING = State.LISTENING, State.DRAINING
@@ -87,8 +87,8 @@ class HelloPort(FileDescriptor):
 
         @param port: the owner of the listening socket and of its factory: Twisted's own port, a
             C{UNIXSocket} or an C{InheritedSocket}. It has started the factory. Its
-            C{connectionLost}, which this port calls at its end, closes the socket and stops the
-            factory.
+            C{connectionLost}, which this port calls at its end, stops the factory, and closes the
+            socket unless it is inherited.
         @param hello: counts the connections that the factory reports, and records those that it
             could not serve; L{None} for a factory that records none.
         @param reactor: an L{IReactorFDSet} and L{IReactorSocket}.
