@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import sys
 
-from test_proxied import CORPUS, PROXY, Server
+from headers import CORPUS, PROXY, Server
 
 
 def mutated(chance: random.Random) -> bytes:

@@ -1,4 +1,4 @@
-"""Reactors for tests: one in memory that runs when a test says so, one whose time can be set."""
+"""Reactors and ports that stand in for real ones: in memory, or with a time that can be set."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from collections.abc import Callable
 from queue import Queue
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.address import IPv4Address
+from twisted.internet.defer import Deferred, fail
+from twisted.internet.interfaces import IListeningPort
 from twisted.internet.selectreactor import SelectReactor
 from twisted.internet.testing import MemoryReactorClock
+from zope.interface import implementer
 
 HOUR = 3600.0
 
@@ -37,6 +40,45 @@ class FakeReactor(MemoryReactorClock):
             self.callOne()
 
 
+@implementer(IListeningPort)
+class FakePort:
+    """A port that remembers that it was stopped."""
+
+    stopped = False
+
+    def __init__(self, error: Exception | None = None) -> None:
+        """Stop with an error, or without."""
+        self.error = error
+
+    def startListening(self) -> None:
+        """Do nothing."""
+
+    def getHost(self) -> IPv4Address:
+        """Return some address."""
+        return IPv4Address("TCP", "127.0.0.1", 7878)
+
+    def stopListening(self) -> Deferred[None] | None:
+        """Stop."""
+        self.stopped = True
+        return fail(self.error) if self.error else None
+
+
+class ListeningReactor(MemoryReactorClock):
+    """A reactor that answers each request to listen with the next of the results it is given."""
+
+    def __init__(self, *results: FakePort | Exception) -> None:
+        """Take the results."""
+        super().__init__()
+        self.results = list(results)
+
+    def listenTCP(self, *args: object, **kwargs: object) -> Any:
+        """Return or raise the next result."""
+        result = self.results.pop(0)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+
 class Stepping(SelectReactor):
     """A reactor whose time, as that of Twisted's own, is the system's: somebody may set it."""
 
@@ -45,11 +87,3 @@ class Stepping(SelectReactor):
     def seconds(self) -> float:  # type: ignore[override]
         """Return the time."""
         return super().seconds() + self.step
-
-    def until(self, condition: Callable[[], object]) -> None:
-        """Turn until a condition is true."""
-        for _ in range(2000):
-            if condition():
-                return
-            self.iterate(0.01)
-        raise AssertionError("it did not come to pass")

@@ -17,6 +17,7 @@ from zope.interface.verify import verifyObject
 
 from hello_listen._clock import MonotonicClock, monotonicClock, waitFor
 from reactors import HOUR, Stepping
+from turns import until
 
 pytestmark = pytest.mark.unix
 
@@ -32,7 +33,7 @@ def test_steps(stepping: Stepping, step: float) -> None:
     stepping.callLater(0.05, made.append, "the reactor's")
     clock.callLater(HOUR / 2, made.append, "later")
     stepping.step = step
-    stepping.until(lambda: "ours" in made and (step < 0 or len(made) == 2))
+    until(lambda: "ours" in made and (step < 0 or len(made) == 2), stepping)
     assert clock.seconds() >= start + 0.05
     assert ("the reactor's" in made) == (step >= 0)
     assert "later" not in made
@@ -47,7 +48,7 @@ def test_order(stepping: Stepping) -> None:
     later = clock.callLater(HOUR, made.append, 4)
     later.reset(1.2)
     assert len(clock.getDelayedCalls()) == 4
-    stepping.until(lambda: len(made) == 4)
+    until(lambda: len(made) == 4, stepping)
     assert made == [1, 2, 0, 4]
     assert not clock.getDelayedCalls()
 
@@ -61,7 +62,7 @@ def test_pending_call(stepping: Stepping) -> None:
     due = call.getTime()
     call.delay(0.02)
     assert call.getTime() == pytest.approx(due + 0.02)
-    stepping.until(lambda: made)
+    until(lambda: made, stepping)
     assert not call.active()
     with pytest.raises(AlreadyCalled):
         call.cancel()
@@ -79,7 +80,7 @@ def test_one_thread_for_many(stepping: Stepping) -> None:
     for number in range(500):
         clock.callLater(0.05, made.append, number)
     assert threading.active_count() - before < 50
-    stepping.until(lambda: len(made) == 500)
+    until(lambda: len(made) == 500, stepping)
     assert made == list(range(500))
 
 
@@ -90,7 +91,7 @@ def test_call_that_fails(stepping: Stepping) -> None:
     made: list[int] = []
     clock.callLater(0.01, made.append, 1)
     clock.callLater(0.02, made.append, 2)
-    stepping.until(lambda: len(made) == 2)
+    until(lambda: len(made) == 2, stepping)
     failing.addErrback(lambda failure: failure.trap(ZeroDivisionError))
 
 
@@ -117,7 +118,7 @@ def test_after_the_reads(stepping: Stepping) -> None:
                 while not clock.seconds() > clock.getDelayedCalls()[0].getTime() + 0.02:
                     pass
             theirs.sendall(b"data")
-            stepping.until(lambda called=called: called.called)  # type: ignore[misc]
+            until(lambda called=called: called.called, stepping)  # type: ignore[misc]
         reader.stopReading()
     assert events == ["data", "call"] * 2
 
@@ -131,7 +132,7 @@ def test_no_thread_to_have(stepping: Stepping, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(threading.Thread, "start", start)
     made: list[int] = []
     MonotonicClock(stepping).callLater(0.02, made.append, 1)
-    stepping.until(lambda: made)
+    until(lambda: made, stepping)
 
 
 def test_shared(stepping: Stepping) -> None:

@@ -16,10 +16,11 @@ import pytest
 from twisted.internet.error import ConnectionLost
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.testing import MemoryReactorClock
-from twisted.logger import LogEvent, capturedLogs, formatEvent
+from twisted.logger import capturedLogs
 from twisted.python.failure import Failure
 from zope.interface.verify import verifyObject
 
+from events import texts
 from hello_listen import HelloEndpoint, HelloFactory, HelloService, ListenError, _inherited
 from hello_listen._inherited import warnOfUnserved
 from hello_listen._port import HelloPort
@@ -92,11 +93,6 @@ def test_several_sockets_of_one_name(
     assert port.getHost() == port.ports[0].getHost()
     assert sorted(map(id, reactor.getReaders())) == sorted(map(id, port.ports))
     stop(port, reactor)
-
-
-def texts(events: list[LogEvent]) -> list[str | None]:
-    """Return what the log shows."""
-    return [formatEvent(event) for event in events]
 
 
 def test_a_service_with_several_sockets_of_one_name(

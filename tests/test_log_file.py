@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from twisted.logger import capturedLogs, formatEvent
+from twisted.logger import capturedLogs
 
 from disks import Disk, isOpen
+from events import texts
 from hello_listen import _log_file as module
 from hello_listen._log_file import LogFile, standardStream
 from output import Output
@@ -224,7 +225,7 @@ def test_path_that_leads_to_a_device(tmp_path: Path) -> None:
     with capturedLogs() as events:
         for _ in range(2):
             assert file.write(b"two\n", 0) == 4
-    assert [formatEvent(event) for event in events] == [
+    assert texts(events) == [
         f"Connection log cannot be opened anew, and goes on: its path leads to a device: '{path}'"
     ]
     assert file.stale == (
@@ -307,7 +308,7 @@ def test_path_out_of_reach(tmp_path: Path) -> None:
         file.write(b"three\n", 0)
     file.close()
     assert (folder / "log").read_bytes() == b"three\n"
-    [said] = map(formatEvent, events)
+    [said] = texts(events)
     assert said == (
         "Connection log cannot be opened anew, and goes on: "
         f"No such file or directory: '{folder}/log'"

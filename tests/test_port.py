@@ -27,6 +27,7 @@ from twisted.logger import capturedLogs, formatEvent
 from twisted.python.failure import Failure
 from zope.interface.verify import verifyClass, verifyObject
 
+from events import texts
 from hello_listen import Connection, HelloEndpoint, HelloFactory, HelloProtocol
 from hello_listen import _drain as drainModule
 from hello_listen import _proxy as proxyModule
@@ -397,7 +398,7 @@ def test_reset_before_another_protocol_looks(serve: Serve, error: type[Exception
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     with capturedLogs() as events:
         until(lambda: lost)
-    [line] = map(formatEvent, events)
+    [line] = texts(events)
     assert line.startswith(f"Connection could not be served: {error.__name__}")
 
 
@@ -535,9 +536,7 @@ def test_out_of_descriptors(serve: Serve, make: Any) -> None:
         hog.release(3)
         until(lambda: len(server.seen) == before + 3)
     assert all(map(ended, clients))
-    assert [formatEvent(event) for event in events] == [
-        "Clients wait in the accept queue: Too many open files"
-    ]
+    assert texts(events) == ["Clients wait in the accept queue: Too many open files"]
 
 
 Silent = tuple[list[Connection], Server, Server, list[socket.socket]]
@@ -633,7 +632,7 @@ def test_subclass_that_fails_at_an_eviction(serve: Serve) -> None:
     with capturedLogs() as events, Hog():
         until(lambda: any(connection.error is None for connection in seen))
     assert ended(client)
-    assert "Connection could not be reported" in map(formatEvent, events)
+    assert "Connection could not be reported" in texts(events)
     server.stop()
     assert hello.connections == len(seen) == 5
     for each in silent:
@@ -657,7 +656,7 @@ def test_transport_that_fails_at_an_eviction(serve: Serve) -> None:
     with capturedLogs() as events, Hog():
         until(lambda: any(connection.error is None for connection in server.seen))
     assert ended(client)
-    assert "Pause ended early" in map(formatEvent, events)
+    assert "Pause ended early" in texts(events)
     assert len(server.seen) == 4
     for each in silent:
         each.close()
@@ -786,8 +785,7 @@ def test_stop_takes_its_longest(serve: Serve, monkeypatch: pytest.MonkeyPatch) -
     server = serve()
     with server.connect(), capturedLogs() as events:
         server.stop()
-    texts = [formatEvent(event) for event in events]
-    assert any(text.startswith("Clients in the queue were not served") for text in texts)
+    assert any(text.startswith("Clients in the queue were not served") for text in texts(events))
 
 
 needsLinux = pytest.mark.skipif(sys.platform != "linux", reason="IP_MINTTL is Linux's")
@@ -961,7 +959,7 @@ def test_connections_that_stay_open(lingering: Lingerers, monkeypatch: pytest.Mo
     with capturedLogs() as events:
         server.stop()
     assert len(server.seen) == 2
-    assert "Connections aborted, still open 5 s after the stop: 2" in map(formatEvent, events)
+    assert "Connections aborted, still open 5 s after the stop: 2" in texts(events)
     for client in clients:
         client.close()
 
@@ -1018,9 +1016,7 @@ def test_socket_that_another_process_shuts_down(
         with capturedLogs() as events:
             memory.run()
             port.connectionLost(Failure(closed))
-        assert [formatEvent(event) for event in events] == [
-            f"Not listening any more: {addressText(host)}"
-        ]
+        assert texts(events) == [f"Not listening any more: {addressText(host)}"]
         assert not memory.getReaders()
         stopped = port.stopListening()
         memory.pump([0, 0, 0])

@@ -7,70 +7,26 @@ from typing import Any
 
 import pytest
 from twisted.application.service import IService
-from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.endpoints import TCP4ServerEndpoint
 from twisted.internet.error import CannotListenError, ConnectionDone
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.protocol import Factory
-from twisted.internet.testing import MemoryReactorClock, StringTransport
-from twisted.logger import LogEvent, capturedLogs, formatEvent
+from twisted.internet.testing import StringTransport
+from twisted.logger import capturedLogs
 from twisted.python.failure import Failure
-from zope.interface import implementer
 
+from events import texts
 from hello_listen import Connection, HelloEndpoint, HelloFactory, HelloService, ListenError
 from hello_listen._proxy import ProxiedFactory, pendingHeaders
-
-
-@implementer(IListeningPort)
-class FakePort:
-    """A port that remembers that it was stopped."""
-
-    stopped = False
-
-    def __init__(self, error: Exception | None = None) -> None:
-        """Stop with an error, or without."""
-        self.error = error
-
-    def startListening(self) -> None:
-        """Do nothing."""
-
-    def getHost(self) -> IPv4Address:
-        """Return some address."""
-        return IPv4Address("TCP", "127.0.0.1", 7878)
-
-    def stopListening(self) -> Deferred[None] | None:
-        """Stop."""
-        self.stopped = True
-        return fail(self.error) if self.error else None
-
-
-class FakeReactor(MemoryReactorClock):
-    """A reactor that answers each request to listen with the next of the results it is given."""
-
-    def __init__(self, *results: FakePort | Exception) -> None:
-        """Take the results."""
-        super().__init__()
-        self.results = list(results)
-
-    def listenTCP(self, *args: object, **kwargs: object) -> Any:
-        """Return or raise the next result."""
-        result = self.results.pop(0)
-        if isinstance(result, Exception):
-            raise result
-        return result
-
-
-def texts(events: list[LogEvent]) -> list[str | None]:
-    """Return what the log shows."""
-    return [formatEvent(event) for event in events]
+from reactors import FakePort, ListeningReactor
 
 
 def test_starts_and_stops() -> None:
     """It is an ordinary service, and says at its end how many connections there were."""
     port = FakePort()
     factory = HelloFactory()
-    service = HelloService(factory, ["tcp:1"], reactor=FakeReactor(port))
+    service = HelloService(factory, ["tcp:1"], reactor=ListeningReactor(port))
     assert IService.providedBy(service)
     with capturedLogs() as events:
         service.privilegedStartService()
@@ -108,7 +64,9 @@ def test_closes_its_observers() -> None:
     """Observers are closed after the ports, and waited for; one that fails is told of."""
     port, slow = FakePort(), ClosingObserver()
     factory = HelloFactory(slow, ClosingObserver(OSError("no disk")), lambda connection: None)
-    service = HelloService(factory, [TCP4ServerEndpoint(FakeReactor(port), 1)], FakeReactor())
+    service = HelloService(
+        factory, [TCP4ServerEndpoint(ListeningReactor(port), 1)], ListeningReactor()
+    )
     service.startService()
     assert "TCP4ServerEndpoint" in service.listening[0][0]
     with capturedLogs() as failed:
@@ -127,8 +85,8 @@ def test_closes_its_observers() -> None:
 def test_an_endpoint_that_is_given_twice() -> None:
     """It is listened on twice, and both ports are stopped."""
     ports = FakePort(), FakePort()
-    endpoint = HelloEndpoint(FakeReactor(*ports), "tcp:1")
-    service = HelloService(HelloFactory(), [endpoint, endpoint], FakeReactor())
+    endpoint = HelloEndpoint(ListeningReactor(*ports), "tcp:1")
+    service = HelloService(HelloFactory(), [endpoint, endpoint], ListeningReactor())
     service.startService()
     assert service.listening == [("tcp:1", ports[0].getHost())] * 2
     service.stopService()
@@ -139,7 +97,7 @@ def test_starting_while_it_stops() -> None:
     """What the service listens on by then is not stopped with what it listened on before."""
     observer = ClosingObserver()
     before, after = [FakePort(), FakePort()], [FakePort(), FakePort()]
-    reactor = FakeReactor(*before, *after)
+    reactor = ListeningReactor(*before, *after)
     status = HelloEndpoint(reactor, "tcp:2")
     service = HelloService(
         HelloFactory(observer), ["tcp:1"], reactor, (status, lambda service: HelloFactory())
@@ -160,7 +118,7 @@ def test_endpoint_that_fails_otherwise() -> None:
         def listen(self, factory: object) -> Deferred[IListeningPort]:
             return fail(ZeroDivisionError("why"))
 
-    service = HelloService(HelloFactory(), [Endpoint()], FakeReactor())  # type: ignore[list-item]
+    service = HelloService(HelloFactory(), [Endpoint()], ListeningReactor())  # type: ignore[list-item]
     with pytest.raises(ZeroDivisionError, match="why"):
         service.privilegedStartService()
 
@@ -199,7 +157,9 @@ def test_global_reactor() -> None:
 def test_all_or_nothing(error: Exception, message: str) -> None:
     """If one endpoint cannot be bound, the others are released and the reason is raised."""
     port = FakePort()
-    service = HelloService(HelloFactory(), ["tcp:1", "tcp:2"], reactor=FakeReactor(port, error))
+    service = HelloService(
+        HelloFactory(), ["tcp:1", "tcp:2"], reactor=ListeningReactor(port, error)
+    )
     with pytest.raises(ListenError) as raised:
         service.startService()
     assert str(raised.value) == message
@@ -214,7 +174,7 @@ def test_all_or_nothing(error: Exception, message: str) -> None:
 def test_a_port_that_does_not_stop() -> None:
     """What cannot be released is named, and hides neither the other ports nor the count."""
     ports = FakePort(PermissionError(13, "Permission denied")), FakePort()
-    service = HelloService(HelloFactory(), ["tcp:1", "tcp:2"], reactor=FakeReactor(*ports))
+    service = HelloService(HelloFactory(), ["tcp:1", "tcp:2"], reactor=ListeningReactor(*ports))
     service.startService()
     with capturedLogs() as events:
         service.stopService()
@@ -238,7 +198,7 @@ def pending(later: None) -> list[Deferred[Any]]:
 
 def test_an_endpoint_that_takes_its_time(pending: list[Deferred[Any]]) -> None:
     """A port that comes later is stopped like any other."""
-    service = HelloService(HelloFactory(), ["later:"], reactor=FakeReactor())
+    service = HelloService(HelloFactory(), ["later:"], reactor=ListeningReactor())
     service.startService()
     port = FakePort()
     pending[0].callback(port)
@@ -249,7 +209,7 @@ def test_an_endpoint_that_takes_its_time(pending: list[Deferred[Any]]) -> None:
 def test_an_endpoint_that_fails_later(pending: list[Deferred[Any]]) -> None:
     """It is told, and the others are released: all or nothing, still."""
     port = FakePort()
-    service = HelloService(HelloFactory(), ["tcp:1", "later:"], reactor=FakeReactor(port))
+    service = HelloService(HelloFactory(), ["tcp:1", "later:"], reactor=ListeningReactor(port))
     service.startService()
     with capturedLogs() as events:
         pending[0].errback(OSError("no circuit"))
@@ -264,7 +224,7 @@ def test_stopping_after_an_endpoint_has_failed(pending: list[Deferred[Any]]) -> 
     stopping: Deferred[None] = Deferred()
     port.stopListening = lambda: stopping  # type: ignore[method-assign]
     factory = HelloFactory(observer, ClosingObserver(OSError("no disk")))
-    service = HelloService(factory, ["tcp:1", "later:"], reactor=FakeReactor(port))
+    service = HelloService(factory, ["tcp:1", "later:"], reactor=ListeningReactor(port))
     service.startService()
     with capturedLogs() as events:
         pending[0].errback(OSError("no circuit"))
@@ -279,7 +239,7 @@ def test_stopping_after_an_endpoint_has_failed(pending: list[Deferred[Any]]) -> 
 def test_an_endpoint_that_fails_between_the_two_starts(pending: list[Deferred[Any]]) -> None:
     """Nothing is bound a second time."""
     port = FakePort()
-    service = HelloService(HelloFactory(), ["tcp:1", "later:"], reactor=FakeReactor(port))
+    service = HelloService(HelloFactory(), ["tcp:1", "later:"], reactor=ListeningReactor(port))
     service.privilegedStartService()
     with capturedLogs():
         pending[0].errback(OSError("no circuit"))
@@ -290,7 +250,7 @@ def test_an_endpoint_that_fails_between_the_two_starts(pending: list[Deferred[An
 
 def test_stopping_before_an_endpoint_listens(pending: list[Deferred[Any]]) -> None:
     """What is still on its way is cancelled, which is no failure."""
-    service = HelloService(HelloFactory(), ["later:"], reactor=FakeReactor())
+    service = HelloService(HelloFactory(), ["later:"], reactor=ListeningReactor())
     service.startService()
     with capturedLogs() as events:
         assert service.stopService().called
@@ -299,7 +259,7 @@ def test_stopping_before_an_endpoint_listens(pending: list[Deferred[Any]]) -> No
 
 def test_headers_waiting() -> None:
     """A service counts the connections of its own factory that wait for a PROXY header."""
-    reactor = FakeReactor()
+    reactor = ListeningReactor()
     one, other = (HelloService(HelloFactory(), [], reactor) for _ in range(2))
     protocol = ProxiedFactory(one.factory, pendingHeaders(reactor)).buildProtocol(None)
     protocol.makeConnection(StringTransport())

@@ -43,10 +43,9 @@ from hello_listen.status.site import (
 )
 from hello_listen.status.snapshot import MAX_AGE
 from hello_listen.tap import Options, makeService
-from reactors import HOUR, Stepping
-from test_service import FakePort
-from test_service import FakeReactor as ListeningReactor
-from test_tally import NOON, SERVER, connection
+from reactors import HOUR, FakePort, ListeningReactor, Stepping
+from records import NOON, SERVER, connection
+from turns import until
 
 PAGES = ("/", "/status.json", "/metrics", "/healthz", "/style.css", "/script.js", "/icon.svg")
 PROXY = IPv4Address("TCP", "10.0.0.2", 40112)
@@ -666,7 +665,7 @@ def test_step_of_the_clock(stepping: Stepping, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(siteModule, "REQUEST_TIMEOUT", 0.05)
     slow = HTTP(StatusSite(status()[0], stepping))
     stepping.step = -HOUR
-    stepping.until(lambda: slow.transport.disconnected)
+    until(lambda: slow.transport.disconnected, stepping)
 
 
 def test_time_limit_starts_again() -> None:

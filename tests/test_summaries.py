@@ -13,12 +13,14 @@ from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IAddress
 from twisted.internet.stdio import PipeAddress
 from twisted.internet.task import Clock
-from twisted.logger import capturedLogs, formatEvent
+from twisted.logger import capturedLogs
 
+from events import texts
 from hello_listen import Connection, Summaries, Summary, logConnection
 from hello_listen import summaries as module
 from hello_listen.summaries import SUMMARY_PERIOD
 from reactors import HOUR, Stepping
+from turns import until
 
 SERVER = IPv4Address("TCP", "192.0.2.1", 7878)
 
@@ -101,7 +103,7 @@ def test_step_of_the_clock(stepping: Stepping, monkeypatch: pytest.MonkeyPatch) 
     summaries = Summaries(got.append, 0, reactor=stepping)
     summaries(Connection(1, v4("192.0.2.7"), SERVER))
     stepping.step = -HOUR
-    stepping.until(lambda: got)
+    until(lambda: got, stepping)
 
 
 def test_nothing_is_left_out_by_default() -> None:
@@ -330,7 +332,7 @@ def test_observer_that_fails() -> None:
     with capturedLogs() as events:
         summaries.close()
     assert len(got) == 2
-    assert [formatEvent(event) for event in events] == [
+    assert texts(events) == [
         f"Observer failed for: Connections summarized: 1 from 192.0.2.{n} in 1 s" for n in (7, 8)
     ]
 
@@ -377,7 +379,7 @@ def test_text(summary: Summary, text: str) -> None:
     """Twisted's log gets a line."""
     with capturedLogs() as events:
         logConnection(summary)
-    assert [formatEvent(event) for event in events] == [f"Connections summarized: {text}"]
+    assert texts(events) == [f"Connections summarized: {text}"]
 
 
 clients = st.one_of(

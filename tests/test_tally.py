@@ -11,31 +11,9 @@ from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IAddress
 from twisted.internet.task import Clock
 
-from hello_listen import Connection, Summary
 from hello_listen.status import Facts, Tally
 from hello_listen.status.tally import BATCH_SIZE, LATEST_CONNECTIONS, MAX_SERVERS, TOP_CLIENTS
-
-NOON = 1_795_348_800.0
-"""A full hour, and midday in UTC."""
-
-SERVER = IPv4Address("TCP", "192.0.2.1", 7878)
-
-
-def connection(
-    client: str | IAddress = "198.51.100.7",
-    time: float = NOON,
-    server: IAddress = SERVER,
-    error: str | None = None,
-) -> Connection:
-    """Return a connection, of an IPv4 client unless an address is given."""
-    if isinstance(client, str):
-        client = IPv4Address("TCP", client, 1)
-    return Connection(time=time, client=client, server=server, error=error)
-
-
-def summary(count: int, client: str | None, transport: str | None = "tcp") -> Summary:
-    """Return what stands for many connections."""
-    return Summary(count, NOON - 60, NOON, client, transport, None)
+from records import NOON, connection, summary
 
 
 def clients(facts: Facts) -> dict[str, int]:

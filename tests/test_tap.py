@@ -33,6 +33,7 @@ from zope.interface import implementer
 
 import hello_listen
 from disks import Disk
+from events import texts
 from hello_listen import ConnectionLog, HelloFactory, ListenError, logConnection, tap
 from hello_listen._proxy import ProxiedProtocol
 from hello_listen.tap import Options, PluginService, makeService
@@ -258,9 +259,7 @@ def test_connection_log(tmp_path: Path, option: str) -> None:
         reactor.wait(service.stopService())
     _, connection, _ = map(json.loads, path.read_text().splitlines())
     assert connection["client.address"] == "192.0.2.7"
-    assert [formatEvent(event) for event in events] == [
-        "Connections: 1, recorded: 1, summarized: 0, lost: 0"
-    ]
+    assert texts(events) == ["Connections: 1, recorded: 1, summarized: 0, lost: 0"]
 
 
 def test_summaries(tmp_path: Path) -> None:
@@ -291,7 +290,7 @@ def test_stop_without_a_connection_log() -> None:
     service.startService()
     with capturedLogs() as events:
         service.stopService()
-    assert [formatEvent(event) for event in events] == ["Stopped. Connections: 0"]
+    assert texts(events) == ["Stopped. Connections: 0"]
 
 
 def test_connection_log_that_cannot_be_opened(tmp_path: Path) -> None:
@@ -508,7 +507,7 @@ def test_a_late_failure_ends_the_process(received: list[int]) -> None:
     with capturedLogs() as events:
         service.listenFailed(ListenError(None, "onion:80", "no onion"))
     assert received == [signal.SIGTERM]
-    assert [formatEvent(event) for event in events] == ["no onion: 'onion:80'"]
+    assert texts(events) == ["no onion: 'onion:80'"]
 
 
 @pytest.mark.unix

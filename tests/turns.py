@@ -1,8 +1,9 @@
-"""The real reactor, turned by tests."""
+"""Waits for what a reactor does, by turning it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from time import monotonic
 from typing import Any
 
 from twisted.internet import reactor as globalReactor
@@ -10,9 +11,9 @@ from twisted.internet import reactor as globalReactor
 reactor: Any = globalReactor
 
 
-def until(condition: Callable[[], object]) -> None:
-    """Let the reactor turn until a condition is true."""
-    end = reactor.seconds() + 20
+def until(condition: Callable[[], object], reactor: Any = reactor) -> None:
+    """Let a reactor turn until a condition is true."""
+    end = monotonic() + 20
     while not condition():
-        assert reactor.seconds() < end, "it did not come to pass"
+        assert monotonic() < end, "it did not come to pass"
         reactor.iterate(0.01)

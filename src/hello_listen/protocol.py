@@ -55,18 +55,28 @@ class HelloProtocol(Protocol):
 
 class HelloFactory(ServerFactory):
     """
-    Hand each connection to observers. One factory may serve several endpoints at once.
+    Notifies observers of each connection, in order.
 
-    An observer is called with each L{Connection}, in the reactor's thread: until it returns,
-    nobody else is served. It may be an C{async def} function, which is run, or return a
-    L{Deferred}: 1,000 of both are under way at once; beyond that, a coroutine is not run, and the
-    log says for how many connections. What fails is logged with the connection, and goes no
-    further. The factory closes nothing; L{HelloService} waits for what observers returned, then
-    closes those that have C{close}.
+    For example, this prints each connection::
 
-    @ivar observers: who is told, in this order.
-    @ivar calls: calls them, and follows what they return.
-    @ivar connections: how many there were so far.
+        from twisted.internet import reactor
+
+        from hello_listen import HelloEndpoint, HelloFactory
+
+        HelloEndpoint(reactor, "tcp:7878:interface=127.0.0.1").listen(HelloFactory(print))
+        reactor.run()
+
+    One factory may serve several endpoints. An observer is called with each L{Connection}, in the
+    reactor's thread: no other client is served until it returns. It may be an C{async def}
+    function, which is run, or return a L{Deferred}. At most 1,000 of both are unfinished at once:
+    beyond that, a coroutine is not run, and the log says for how many connections. An observer's
+    error is logged with the connection, and has no other effect. The factory closes nothing:
+    L{HelloService} waits for the coroutines and Deferreds, then closes the observers that have
+    C{close}.
+
+    @ivar observers: the observers, in the order in which they are called.
+    @ivar calls: the calls of observers, finished or not.
+    @ivar connections: the number of connections so far.
     """
 
     protocol = HelloProtocol  # type: ignore[assignment] # Twisted types this as a Callable

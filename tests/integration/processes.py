@@ -321,6 +321,11 @@ def clientsWithoutEnd(address: tuple[str, int] | str) -> Iterator[list[bytes]]:
             client.join()
 
 
+def header(number: int, first: int = 1) -> bytes:
+    """Return the PROXY header of a client, whose port is its number, counted from the first's."""
+    return b"PROXY TCP4 192.0.2.7 198.51.100.1 %d 443\r\n" % (first + number - 1)
+
+
 def silent(stack: ExitStack, address: tuple[str, int] | str, count: int) -> None:
     """Connect so many clients that send nothing, and keep them until the stack ends."""
     for _ in range(count):

@@ -24,6 +24,7 @@ from processes import (
     addressOf,
     familyOf,
     freePort,
+    header,
     listens,
     load,
     run,
@@ -57,11 +58,6 @@ stream {{
     }}
 }}
 """
-
-
-def header(first: int, number: int) -> bytes:
-    """Return the PROXY header of a client, whose port is its number; the first one's is given."""
-    return b"PROXY TCP4 192.0.2.7 198.51.100.1 %d 443\r\n" % (first + number - 1)
 
 
 def named(log: Path) -> set[int]:
@@ -100,7 +96,7 @@ def test_headers_at_once(
         clients = min(wanted, descriptors - 100)
         first, total = total + 1, total + clients
         ends = load(
-            address, clients, clients, data=partial(header, first),
+            address, clients, clients, data=partial(header, first=first),
             paused=server.pid if paused else 0,
         )  # fmt: skip
         assert ends == {"ended": clients}
@@ -139,12 +135,12 @@ def test_headers_before_a_reset(hello: Start, tmp_path: Path, endpoint: str) -> 
     """Who sends a header and resets the connection, as a proxy's check may do, is recorded so."""
     server = hello("-l", "log", "-e", endpoint)
     address = addressOf(server)
-    assert load(address, 1, 1, data=partial(header, 1)) == {"ended": 1}
+    assert load(address, 1, 1, data=header) == {"ended": 1}
     os.kill(server.pid, signal.SIGSTOP)
     for number in range(2, 101):
         with socket.socket(familyOf(address)) as client:
             client.connect(address)
-            client.sendall(header(1, number))
+            client.sendall(header(number))
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     os.kill(server.pid, signal.SIGCONT)
     assert counted(server.stop()) == (100, 100, 0)
@@ -158,7 +154,7 @@ def test_headers_beside_silent_clients(hello: Start, tmp_path: Path, descriptors
     address = ("127.0.0.1", server.port())
     with ExitStack() as stack:
         silent(stack, address, count)
-        assert load(address, 300, 300, data=partial(header, 1), paused=server.pid) == {"ended": 300}
+        assert load(address, 300, 300, data=header, paused=server.pid) == {"ended": 300}
         output = server.stop()
     records = recorded(tmp_path / "log")
     names = {record["client.port"] for record in records if "error.type" not in record}
@@ -177,7 +173,7 @@ def test_header_after_more_silent_clients_than_descriptors(
     before = peak(server.pid)
     with ExitStack() as stack:
         silent(stack, address, count)
-        assert load(address, 1, 1, data=partial(header, 1)) == {"ended": 1}
+        assert load(address, 1, 1, data=header) == {"ended": 1}
         assert peak(server.pid) - before < 32 * 1024
     server.stop()
     records = recorded(tmp_path / "log")
@@ -192,7 +188,7 @@ def test_few_descriptors_for_many_headers(limited: Start, tmp_path: Path, descri
     """Of 4,000 clients at once, 3,996 are named, though a fourth of them takes all descriptors."""
     clients = min(4000, descriptors - 100)
     server = limited(clients // 4, "-l", "log", "-e", f"haproxy:{LOOPBACK}")
-    load(("127.0.0.1", server.port()), clients, clients, data=partial(header, 1))
+    load(("127.0.0.1", server.port()), clients, clients, data=header)
     assert counted(server.stop()) == (clients, clients, 0)
     names = [r for r in recorded(tmp_path / "log") if "error.type" not in r]
     assert len({record["client.port"] for record in names}) >= clients * 0.999
@@ -213,7 +209,7 @@ def test_header_beside_silent_clients_that_return(
             # A slow proxy; at full speed, twice as many silent clients come as there is room for.
             threading.Event().wait(0.1)
             with suppress(ConnectionError):
-                client.sendall(header(1, number))
+                client.sendall(header(number))
                 client.recv(1)
     crowd.finish()
     server.stop()
@@ -241,7 +237,7 @@ def test_headers_that_came_while_the_process_stood_still(
         server.kill(signal.SIGSTOP)
         until(lambda: isStopped(server.pid))
         for number, client in enumerate(clients[:50], 1):
-            client.sendall(header(1, number))
+            client.sendall(header(number))
         threading.Event().wait(HEADER_TIMEOUT + 0.2)
         server.kill(signal.SIGCONT)
         for client in clients:

@@ -30,6 +30,9 @@ from processes import (
 
 pytestmark = pytest.mark.unix
 FILES = [path.relative_to(DEPLOY).as_posix() for path in DEPLOY.glob("*/*")]
+LOG_TO_OUTPUT = (
+    "import sys; from twisted.python import log; log.startLogging(sys.stdout, setStdout=0)"
+)
 UNITS = [name for name in FILES if re.fullmatch(r"systemd/.*\.(service|socket)", name)]
 INSTALLED = "/opt/hello-listen/bin", str(SCRIPTS)
 
@@ -90,11 +93,23 @@ def test_each_file_says_what_it_is() -> None:
 def test_embedding_program(start: Start, tmp_path: Path) -> None:
     """The program runs, and prints who connected."""
     text = deployed("examples/embedding.py", (":7878:", ":0:"))
-    log = "import sys; from twisted.python import log; log.startLogging(sys.stdout, setStdout=0)"
-    (tmp_path / "program.py").write_text(f"{log}\n{text}")
+    (tmp_path / "program.py").write_text(f"{LOG_TO_OUTPUT}\n{text}")
     server = start(sys.executable, "-u", "program.py")
     name, _ = untilEnd(("127.0.0.1", int(server.expect(r"starting on (\d+)")[1])))
     server.expect(f"^{name.replace(':', ' ')}$")
+    server.kill(signal.SIGINT)
+    assert server.wait() == 0
+
+
+def test_example_in_the_factory_s_help(start: Start, tmp_path: Path) -> None:
+    """What pydoc shows of the factory begins with a program that runs, and prints who connected."""
+    text = run(sys.executable, "-m", "pydoc", "hello_listen.HelloFactory").stdout
+    [shown] = re.findall(r"each connection::\n((?: \| {6}.*\n| \|\s*\n)+)", text)
+    example = re.sub("^ \\| {0,6}", "", shown, flags=re.MULTILINE)
+    (tmp_path / "program.py").write_text(f"{LOG_TO_OUTPUT}\n{example.replace(':7878:', ':0:')}")
+    server = start(sys.executable, "-u", "program.py")
+    name, _ = untilEnd(("127.0.0.1", int(server.expect(r"starting on (\d+)")[1])))
+    server.expect(f"^Connection established! {name} -> 127.0.0.1:")
     server.kill(signal.SIGINT)
     assert server.wait() == 0
 

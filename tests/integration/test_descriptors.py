@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from logs import counted, recorded
-from processes import LOOPBACK, Start, addressOf, load, makeCertificate, silent, slow
+from processes import LOOPBACK, Start, addressOf, header, load, makeCertificate, silent, slow
 
 pytestmark = pytest.mark.unix
 
@@ -20,11 +20,6 @@ FEW = 40
 
 LINES = 40
 """More lines than a server logs while it starts, warns and stops, and fewer than one a client."""
-
-
-def header(number: int) -> bytes:
-    """Return the PROXY header of a client, whose port is its number."""
-    return b"PROXY TCP4 192.0.2.7 198.51.100.1 %d 443\r\n" % number
 
 
 @pytest.mark.parametrize(("wanted", "few"), [slow(8000, 1024), (1000, 30)])

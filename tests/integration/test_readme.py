@@ -38,6 +38,7 @@ GUIDES = [
     "src/deploy/README.md",
     "src/hello_listen/report/README.md",
     "src/hello_listen/status/README.md",
+    "tests/README.md",
 ]
 
 
