@@ -59,7 +59,7 @@ END_TIMEOUT = 0.5
 PROC = Path("/proc")
 """Where Linux tells of processes (proc(5))."""
 
-_COUNTS = "Connections: {connections}, recorded: {recorded}, summarized: {summarized}, lost: {lost}"
+_TOTALS = "Connections: {connections}, recorded: {recorded}, summarized: {summarized}, lost: {lost}"
 
 _log = Logger(namespace="hello_listen")
 
@@ -445,7 +445,7 @@ class ConnectionLog:
         self._givenUp.set()
         self._end()
         self.lost = self.connections - self.recorded - self.summarized
-        _log.info(_COUNTS, **self._total())
+        _log.info(_TOTALS, **self._total())
         return self
 
 

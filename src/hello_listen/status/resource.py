@@ -118,17 +118,13 @@ class StatusResource(Resource):
         return (refusal or _REDIRECTION).render(request)
 
     def _refusal(self, request: Any) -> Resource | None:
-        """Set the headers of every answer, and return what refuses a request, if it is refused."""
-        for name, value in HEADERS.items():
-            request.setHeader(name.encode(), value.encode())
-        request.responseHeaders.removeHeader(b"server")
+        """Return the answer that refuses a request, or L{None} if it is to be served."""
         hosts = request.requestHeaders.getRawHeaders(b"host", [])
         if len(hosts) > 1 or (not hosts and request.clientproto == b"HTTP/1.1"):
             return _BAD_HOST  # RFC 9112, 3.2
         if not all(map(self._isOurs, hosts)):
             return _UNKNOWN_HOST
         if request.method not in (b"GET", b"HEAD"):
-            request.setHeader(b"allow", b"GET, HEAD")
             return _BAD_METHOD
         if _isForeign(request):
             return _FOREIGN
@@ -152,13 +148,18 @@ class _Leaf(Resource):
 class _Constant(_Leaf):
     """The same answer to every request."""
 
-    def __init__(self, content: bytes, kind: str = TEXT, code: int = 200) -> None:
+    def __init__(
+        self, content: bytes, kind: str = TEXT, code: int = 200, allow: bytes | None = None
+    ) -> None:
         super().__init__()
         self._content = content
         self._kind = kind
         self._code = code
+        self._allow = allow
 
     def render(self, request: Any) -> bytes:
+        if self._allow is not None:
+            request.setHeader(b"allow", self._allow)
         return _respond(request, self._content, self._kind, self._code)
 
 
@@ -216,7 +217,7 @@ _UNKNOWN_HOST = _Constant(
 )
 _FOREIGN = _Constant(b"Forbidden: another site asked for this.\n", code=403)
 _NOT_FOUND = _Constant(b"Not Found\n", code=404)
-_BAD_METHOD = _Constant(b"Method Not Allowed: use GET or HEAD.\n", code=405)
+_BAD_METHOD = _Constant(b"Method Not Allowed: use GET or HEAD.\n", code=405, allow=b"GET, HEAD")
 
 
 def hostName(text: str) -> str:
@@ -251,8 +252,11 @@ def _isForeign(request: Any) -> bool:
 
 
 def _respond(request: Any, content: bytes, kind: str, code: int = 200) -> bytes:
-    """Set the status and the type of an answer, and return its content."""
+    """Set the status and the headers of an answer, and return its content."""
     request.setResponseCode(code)
+    for name, value in HEADERS.items():
+        request.setHeader(name.encode(), value.encode())
+    request.responseHeaders.removeHeader(b"server")
     request.setHeader(b"content-type", kind.encode())
     if request.method == b"HEAD":
         request.setHeader(b"content-length", b"%d" % len(content))
