@@ -16,7 +16,12 @@ import idna
 from twisted.web.iweb import IRequest
 from twisted.web.resource import IResource, Resource
 
-from hello_listen.status import metrics
+from hello_listen.status.metrics import (
+    OPEN_METRICS_FORMAT,
+    TEXT_FORMAT,
+    asOpenMetrics,
+    asText,
+)
 from hello_listen.status.page import renderPage
 from hello_listen.status.snapshot import Snapshot, Snapshots
 from hello_listen.status.tally import Tally
@@ -187,8 +192,8 @@ class _Metrics(_Leaf):
 
     def __init__(self, snapshots: Snapshots) -> None:
         super().__init__()
-        self._text = _View(snapshots, metrics.TEXT_FORMAT, metrics.asText)
-        self._open = _View(snapshots, metrics.OPEN_METRICS_FORMAT, metrics.asOpenMetrics)
+        self._text = _View(snapshots, TEXT_FORMAT, asText)
+        self._open = _View(snapshots, OPEN_METRICS_FORMAT, asOpenMetrics)
 
     def render(self, request: Any) -> bytes:
         accepted = request.getHeader(b"accept") or b""

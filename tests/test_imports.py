@@ -1,0 +1,47 @@
+"""Imports: one way in the package, and from no test."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import hello_listen
+
+TESTS = Path(__file__).parent
+
+
+def imported(file: Path) -> Iterator[str]:
+    """Yield what a file imports, under TYPE_CHECKING and in functions too."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (each.name for each in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+            yield from (f"{node.module}.{each.name}" for each in node.names)
+
+
+def test_no_circle() -> None:
+    """No module imports one that imports it, however many others there are between them."""
+    package = Path(hello_listen.__file__).parent
+    modules = {
+        ".".join(file.relative_to(package.parent).with_suffix("").parts).removesuffix(
+            ".__init__"
+        ): file
+        for file in package.rglob("*.py")
+    }
+    assert "hello_listen.protocol" in modules
+    imports = {
+        name: modules.keys() & set(imported(file)) - {name} for name, file in modules.items()
+    }
+    assert "hello_listen.connection" in imports["hello_listen.protocol"]
+    TopologicalSorter(imports).prepare()  # Raises CycleError.
+
+
+def test_no_test_of_a_test() -> None:
+    """What several tests need stands in a helper."""
+    files = list(TESTS.rglob("*.py"))
+    names = {file.stem for file in files if file.stem.startswith("test_")}
+    assert Path(__file__).stem in names
+    assert not [(file, name) for file in files for name in imported(file) if name in names]
