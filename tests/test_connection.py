@@ -34,7 +34,7 @@ def test_fields_of_tcp() -> None:
 
 
 def test_fields_of_unix() -> None:
-    """What a UNIX socket does not have is left out: type, ports, and the name of most clients."""
+    """A UNIX connection has no type and no ports, and mostly no client name."""
     fields = Connection(TIME, UNIXAddress(None), UNIXAddress(b"/run/hello")).fields()
     assert fields["network.transport"] == "unix"
     assert fields["server.address"] == "/run/hello"
@@ -42,7 +42,7 @@ def test_fields_of_unix() -> None:
 
 
 def test_accessors() -> None:
-    """What a connection has is there as plain text and numbers, what it lacks is None."""
+    """Properties are plain text and numbers, or None where the connection has none."""
     tcp = Connection(TIME, V4, V6, V4)
     assert (tcp.clientAddress, tcp.clientPort) == ("127.0.0.1", 51974)
     assert (tcp.serverAddress, tcp.serverPort) == ("::1", 7878)
@@ -85,7 +85,7 @@ def test_str() -> None:
 
 
 def test_extensions() -> None:
-    """What the proxy tells beside the addresses is in fields and text, where there is a proxy."""
+    """The proxy's extensions are in fields and text, if there is a proxy."""
     extensions = Extensions("example.org", "42", "vpce-1", "2", "3")
     proxied = Connection(TIME, V4, V6, V4, extensions=extensions)
     assert list(proxied.fields().items())[-6:] == [
@@ -133,7 +133,7 @@ def test_json(
     error: str | None,
     extensions: Extensions,
 ) -> None:
-    """The JSON is that of the fields, on the fast way for IPv4 as on the slow one."""
+    """The JSON equals that of the fields, for IPv4 addresses and for others."""
     connection = Connection(time, client, server, proxy, error, extensions)
     assert connection.json() == json.dumps(connection.fields())
 
@@ -152,7 +152,7 @@ def test_json(
     ],
 )
 def test_no_address(address: IPv4Address) -> None:
-    """What others take for an address, as Twisted's own C{haproxy:} does, is written as JSON."""
+    """Text that Twisted's own C{haproxy:} takes for an address is written as JSON."""
     for connection in (Connection(TIME, address, V4), Connection(TIME, V4, address)):
         line = connection.json()
         assert line == json.dumps(connection.fields())
@@ -168,14 +168,14 @@ def test_no_address(address: IPv4Address) -> None:
 @example(1.9999995)
 @example(1795378774.9999998)
 def test_timestamp(seconds: float) -> None:
-    """Any time is written as Python's own datetime rounds it, whatever was written before."""
+    """Any time is rounded as Python's datetime does, whatever was written before."""
     expected = datetime.fromtimestamp(seconds, timezone.utc).replace(tzinfo=None)
     assert timestamp(seconds) == expected.isoformat(timespec="microseconds") + "Z"
 
 
 @given(name=st.binary(max_size=107).filter(lambda name: b"\0" not in name[1:]))
 def test_nothing_breaks_a_line(name: bytes) -> None:
-    """No name of a UNIX socket can end a line, hide, or reorder text, and none reads as another."""
+    """No UNIX socket name ends a line, hides or reorders text, or reads as another name."""
     connection = Connection(TIME, UNIXAddress(name), UNIXAddress(None))
     line = json.dumps(connection.fields(), ensure_ascii=False)
     assert str(connection).isprintable()

@@ -23,7 +23,7 @@ from reactors import FakePort, ListeningReactor
 
 
 def test_starts_and_stops() -> None:
-    """It is an ordinary service, and says at its end how many connections there were."""
+    """The service is an ordinary service, and logs the number of connections when it stops."""
     port = FakePort()
     factory = HelloFactory()
     service = HelloService(factory, ["tcp:1"], reactor=ListeningReactor(port))
@@ -44,7 +44,7 @@ def test_starts_and_stops() -> None:
 
 
 class ClosingObserver:
-    """An observer that takes its time to close, as a log does."""
+    """An observer whose close takes time, as a log's does."""
 
     def __init__(self, error: Exception | None = None) -> None:
         self.error = error
@@ -61,7 +61,7 @@ class ClosingObserver:
 
 
 def test_closes_its_observers() -> None:
-    """Observers are closed after the ports, and waited for; one that fails is told of."""
+    """Observers are closed after the ports and waited for; an error of one is logged."""
     port, slow = FakePort(), ClosingObserver()
     factory = HelloFactory(slow, ClosingObserver(OSError("no disk")), lambda connection: None)
     service = HelloService(
@@ -83,7 +83,7 @@ def test_closes_its_observers() -> None:
 
 
 def test_an_endpoint_that_is_given_twice() -> None:
-    """It is listened on twice, and both ports are stopped."""
+    """An endpoint given twice is bound twice, and both ports are stopped."""
     ports = FakePort(), FakePort()
     endpoint = HelloEndpoint(ListeningReactor(*ports), "tcp:1")
     service = HelloService(HelloFactory(), [endpoint, endpoint], ListeningReactor())
@@ -94,7 +94,7 @@ def test_an_endpoint_that_is_given_twice() -> None:
 
 
 def test_starting_while_it_stops() -> None:
-    """What the service listens on by then is not stopped with what it listened on before."""
+    """A stop that is still going on does not stop the ports of the next start."""
     observer = ClosingObserver()
     before, after = [FakePort(), FakePort()], [FakePort(), FakePort()]
     reactor = ListeningReactor(*before, *after)
@@ -124,20 +124,20 @@ def test_endpoint_that_fails_otherwise() -> None:
 
 
 def test_endpoints_are_a_list() -> None:
-    """A description alone, whose letters would be taken for endpoints, is refused."""
+    """A single description instead of a list is refused."""
     with pytest.raises(TypeError, match=re.escape("endpoints are a list: ['tcp:1']")):
         HelloService(HelloFactory(), "tcp:1")
 
 
 @pytest.mark.parametrize("factory", [HelloFactory, None, Factory()])
 def test_factory_is_a_hello_factory(factory: Any) -> None:
-    """The class in the place of its instance, or another factory, is refused at once."""
+    """A class instead of its instance, or another factory, is refused at once."""
     with pytest.raises(TypeError, match="not a HelloFactory: "):
         HelloService(factory, ["tcp:1"])
 
 
 def test_global_reactor() -> None:
-    """Without a reactor it uses the installed one, which is imported no earlier than that."""
+    """Without a reactor the service uses the installed one, imported no earlier than that."""
     from twisted.internet import reactor
 
     assert HelloService(HelloFactory(), ["tcp:0"]).reactor is reactor
@@ -172,7 +172,7 @@ def test_all_or_nothing(error: Exception, message: str) -> None:
 
 
 def test_a_port_that_does_not_stop() -> None:
-    """What cannot be released is named, and hides neither the other ports nor the count."""
+    """A port that cannot be stopped is named; the others stop, the connections are counted."""
     ports = FakePort(PermissionError(13, "Permission denied")), FakePort()
     service = HelloService(HelloFactory(), ["tcp:1", "tcp:2"], reactor=ListeningReactor(*ports))
     service.startService()
@@ -187,7 +187,7 @@ def test_a_port_that_does_not_stop() -> None:
 
 @pytest.fixture
 def pending(later: None) -> list[Deferred[Any]]:
-    """Return what C{later:} endpoints wait for."""
+    """Return the pending Deferreds of C{later:} endpoints."""
     path = list(sys.modules["twisted.plugins"].__path__)
     sys.modules["twisted.plugins"].__path__ = path
     deferreds = importlib.import_module("twisted.plugins.later_endpoint").pending
@@ -197,7 +197,7 @@ def pending(later: None) -> list[Deferred[Any]]:
 
 
 def test_an_endpoint_that_takes_its_time(pending: list[Deferred[Any]]) -> None:
-    """A port that comes later is stopped like any other."""
+    """A port that is bound after the start is stopped like any other."""
     service = HelloService(HelloFactory(), ["later:"], reactor=ListeningReactor())
     service.startService()
     port = FakePort()
@@ -207,7 +207,7 @@ def test_an_endpoint_that_takes_its_time(pending: list[Deferred[Any]]) -> None:
 
 
 def test_an_endpoint_that_fails_later(pending: list[Deferred[Any]]) -> None:
-    """It is told, and the others are released: all or nothing, still."""
+    """An endpoint that fails after the start is logged, and the others are released."""
     port = FakePort()
     service = HelloService(HelloFactory(), ["tcp:1", "later:"], reactor=ListeningReactor(port))
     service.startService()
@@ -219,7 +219,7 @@ def test_an_endpoint_that_fails_later(pending: list[Deferred[Any]]) -> None:
 
 
 def test_stopping_after_an_endpoint_has_failed(pending: list[Deferred[Any]]) -> None:
-    """Observers are closed once the other ports have served who waits, and no earlier."""
+    """Observers are closed only after the other ports have drained."""
     port, observer = FakePort(), ClosingObserver()
     stopping: Deferred[None] = Deferred()
     port.stopListening = lambda: stopping  # type: ignore[method-assign]
@@ -237,7 +237,7 @@ def test_stopping_after_an_endpoint_has_failed(pending: list[Deferred[Any]]) -> 
 
 
 def test_an_endpoint_that_fails_between_the_two_starts(pending: list[Deferred[Any]]) -> None:
-    """Nothing is bound a second time."""
+    """An endpoint that failed between the two starts is not bound again."""
     port = FakePort()
     service = HelloService(HelloFactory(), ["tcp:1", "later:"], reactor=ListeningReactor(port))
     service.privilegedStartService()
@@ -249,7 +249,7 @@ def test_an_endpoint_that_fails_between_the_two_starts(pending: list[Deferred[An
 
 
 def test_stopping_before_an_endpoint_listens(pending: list[Deferred[Any]]) -> None:
-    """What is still on its way is cancelled, which is no failure."""
+    """An unfinished attempt to listen is cancelled, which is no failure."""
     service = HelloService(HelloFactory(), ["later:"], reactor=ListeningReactor())
     service.startService()
     with capturedLogs() as events:

@@ -36,7 +36,7 @@ def v6(host: str) -> IPv6Address:
 
 
 class Fed:
-    """Summaries on a clock, and what they passed on."""
+    """Summaries with a clock, and what they passed on."""
 
     def __init__(self, perClient: int | None = None, *networks: str) -> None:
         self.clock = Clock()
@@ -51,13 +51,13 @@ class Fed:
         server: IAddress = SERVER,
         silent: bool = False,
     ) -> None:
-        """Let a client connect so often, at the clock's time."""
+        """Have a client connect this many times, at the clock's time."""
         for _ in range(count):
             time = self.clock.seconds()
             self.summaries(Connection(time, client, server, error=error, silent=silent))
 
     def take(self) -> list[object]:
-        """Return what was passed on since: the client of a connection, or a summary's facts."""
+        """Return the clients of connections, and the fields of summaries, passed on since."""
         got = [
             each.client
             if isinstance(each, Connection)
@@ -88,7 +88,7 @@ def test_per_client() -> None:
 
 
 def test_times_are_those_of_the_connections() -> None:
-    """A summary spans its connections, whichever of them was reported first."""
+    """A summary spans its connections, whatever their order."""
     fed = Fed(0)
     for time in (3.0, 1.0, 2.0):
         fed.summaries(Connection(time, v4("192.0.2.7"), SERVER))
@@ -97,7 +97,7 @@ def test_times_are_those_of_the_connections() -> None:
 
 
 def test_step_of_the_clock(stepping: Stepping, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A period ends in time, though the system's clock is set back meanwhile."""
+    """A period ends on time even if the system's clock is set back meanwhile."""
     monkeypatch.setattr(module, "SUMMARY_PERIOD", 0.05)
     got: list[object] = []
     summaries = Summaries(got.append, 0, reactor=stepping)
@@ -115,7 +115,7 @@ def test_nothing_is_left_out_by_default() -> None:
 
 
 def test_networks() -> None:
-    """What comes from a network is only summarized, unless something was wrong with it."""
+    """Connections from a listed network are summarized, unless they have an error."""
     fed = Fed(None, "192.0.2.0/24", "2001:db8::1", "10.0.0.1")
     fed.feed(v4("192.0.2.7"), 3)
     fed.feed(v4("192.0.2.8"))
@@ -139,7 +139,7 @@ def test_networks() -> None:
 
 
 def test_probes() -> None:
-    """A listed health check of which nothing was read is no news; all else that is wrong is."""
+    """A listed health check that sent nothing is summarized; other errors are recorded."""
     fed = Fed(None, "10.0.0.0/8")
     probe, other = v4("10.0.0.1"), v4("192.0.2.7")
     fed.feed(probe, 2)
@@ -158,7 +158,7 @@ def test_probes() -> None:
 
 
 def test_a_summary_for_each_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A summary tells what was wrong with all of its connections, also where clients share one."""
+    """A summary has the error of its connections, even if it is of several clients."""
     monkeypatch.setattr(module, "MAX_COUNTED_CLIENTS", 1)
     fed = Fed(0)
     for client in (v4("192.0.2.7"), v4("192.0.2.8")):
@@ -173,7 +173,7 @@ def test_a_summary_for_each_error(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_networks_with_a_port() -> None:
-    """What a network's clients do on another port of the server is news."""
+    """Connections from a network to another port of the server are recorded."""
     fed = Fed(None, "192.0.2.7,7878", "192.0.2.0/28,80", "2001:db8::/32,7878", "10.0.0.1")
     known, other = v4("192.0.2.7"), IPv4Address("TCP", "192.0.2.1", 22)
     web = IPv6Address("TCP", "2001:db8::1", 80)
@@ -196,7 +196,7 @@ def test_networks_with_a_port() -> None:
 
 
 def test_client_that_is_no_address() -> None:
-    """What Twisted's own C{haproxy:} takes for an address is in no network, and is recorded."""
+    """Text that Twisted's own C{haproxy:} takes for an address is in no network."""
     fed = Fed(1, "0.0.0.0/0")
     fed.feed(v4("somebody"))
     fed.feed(v6("some:body"))
@@ -204,7 +204,7 @@ def test_client_that_is_no_address() -> None:
 
 
 def test_errors_count_for_the_limit() -> None:
-    """A client cannot fill the disk by sending what is wrong."""
+    """A client cannot fill the disk by sending invalid headers."""
     fed = Fed(2)
     fed.feed(v4("192.0.2.7"), 5, error="proxy_header_invalid")
     assert len(fed.take()) == 2
@@ -238,7 +238,7 @@ def test_clients(
 
 
 def test_clients_that_look_alike() -> None:
-    """Nobody uses up the limit of another client, or is counted as one."""
+    """No client uses up the limit of another client, or is counted as another."""
     several = [
         UNIXAddress(b"192.0.2.7"),
         v4("192.0.2.7"),
@@ -280,7 +280,7 @@ def test_two_transports_of_a_client() -> None:
 
 
 def test_too_many_clients(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those who cannot be told apart any more share one summary without an address."""
+    """Clients beyond the upper bound share one summary without an address."""
     monkeypatch.setattr(module, "MAX_COUNTED_CLIENTS", 3)
     fed = Fed(1, "10.0.0.0/8")
     for number in range(1, 6):
@@ -297,7 +297,7 @@ def test_too_many_clients(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_close() -> None:
-    """At the end nothing is forgotten, and the observer behind is closed."""
+    """A close passes on all summaries, and closes the observer."""
     closed: list[object] = []
 
     class Log(list[Any]):
@@ -319,7 +319,7 @@ def test_close() -> None:
 
 
 def test_observer_that_fails() -> None:
-    """What it raises is logged, and it gets the next summary all the same."""
+    """An observer's error is logged, and it gets the next summary nevertheless."""
     got: list[object] = []
 
     def observer(record: object) -> None:
@@ -338,7 +338,7 @@ def test_observer_that_fails() -> None:
 
 
 def test_global_reactor() -> None:
-    """Without a reactor the installed one keeps the time."""
+    """Without a reactor the installed one is the clock."""
     summaries = Summaries(list[Any]().append, 1)
     summaries(Connection(5, v4("192.0.2.7"), SERVER))
     summaries.close()
@@ -376,7 +376,7 @@ def test_bad_network(text: str, reason: str) -> None:
     ],
 )
 def test_text(summary: Summary, text: str) -> None:
-    """Twisted's log gets a line."""
+    """A summary is one line in Twisted's log."""
     with capturedLogs() as events:
         logConnection(summary)
     assert texts(events) == [f"Connections summarized: {text}"]
@@ -402,7 +402,7 @@ def test_nothing_is_lost(
     networks: tuple[str, ...],
     most: int,
 ) -> None:
-    """Each connection is passed on or counted once, whoever comes whenever, however many."""
+    """Each connection is passed on or summarized exactly once, in any order of any clients."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "MAX_COUNTED_CLIENTS", most)
         feeding = Fed(perClient, *networks)
@@ -429,6 +429,6 @@ def test_nothing_is_lost(
 
 
 def test_no_negative_number() -> None:
-    """A negative number of connections for each client is refused at once."""
+    """A negative number of connections per client is refused at once."""
     with pytest.raises(ValueError, match="perClient is negative: -1"):
         Summaries(logConnection, -1)

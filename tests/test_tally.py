@@ -17,12 +17,12 @@ from records import NOON, connection, summary
 
 
 def clients(facts: Facts) -> dict[str, int]:
-    """Return the connections of each client that is named."""
+    """Return the connections of each named client."""
     return {client.name: client.connections for client in facts.clients}
 
 
 def test_totals() -> None:
-    """Connections are counted by transport, server, and what was wrong with the header."""
+    """Connections are counted by transport, server and kind of error."""
     tally = Tally()
     for error in (None, "proxy_header_timeout", None):
         tally(connection(error=error))
@@ -39,7 +39,7 @@ def test_totals() -> None:
 
 
 def test_many_servers() -> None:
-    """Of the servers that PROXY headers name, no more than a number are told apart."""
+    """At most a number of the servers that PROXY headers name are counted apart."""
     tally = Tally()
     for error in (None, "proxy_header_timeout"):
         for port in range(MAX_SERVERS + 5):
@@ -52,7 +52,7 @@ def test_many_servers() -> None:
 
 
 def test_servers_that_listen() -> None:
-    """Servers that listen are told apart, whatever comes first; a wildcard stands for its port."""
+    """Servers that listen are counted apart in any case; a wildcard stands for its port."""
     tally = Tally()
     for port in range(MAX_SERVERS + 5):
         tally(connection(server=IPv4Address("TCP", "203.0.113.9", port)))
@@ -95,7 +95,7 @@ def test_times() -> None:
 
 
 def test_times_begin_with_the_counting() -> None:
-    """Before the counting began there are no minutes and no hours, rather than empty ones."""
+    """Minutes and hours before the tally began are left out, rather than zero."""
     clock = Clock()
     clock.advance(NOON + 150)
     tally = Tally(clock=clock.seconds)
@@ -120,7 +120,7 @@ def test_times_when_the_clock_is_set_back() -> None:
 
 
 def test_late_records() -> None:
-    """Those of connections that were accepted before others cost no other's its second."""
+    """A connection that was accepted before others does not push out a newer second."""
     tally = Tally(clock=lambda: NOON)
     for ago in [*range(59, -1, -1), 62, 61, 60]:
         tally(connection(time=NOON - ago))
@@ -128,7 +128,7 @@ def test_late_records() -> None:
 
 
 def test_two_days() -> None:
-    """Of more than a day, the last day is kept."""
+    """At most a day of minutes is kept."""
     tally = Tally(clock=lambda: NOON + 86_400)
     for minute in range(2880):
         tally(connection(time=NOON - 86_400 + 60 * minute))
@@ -149,7 +149,7 @@ def test_two_days() -> None:
 def test_client_and_its_summary(
     address: IAddress, transport: str, recorded: str | None, name: str
 ) -> None:
-    """A client is one, whether it is told of by itself or in a summary."""
+    """A client's connections and summaries are counted together."""
     tally = Tally()
     tally(connection(address))
     tally(summary(5, recorded, transport))
@@ -157,7 +157,7 @@ def test_client_and_its_summary(
 
 
 def test_clients() -> None:
-    """Those that came most are named with when they came, and others are counted."""
+    """The clients with the most connections are named, with their times; others are counted."""
     tally = Tally()
     for number in range(TOP_CLIENTS + 5):
         for time in range(number + 1):
@@ -170,7 +170,7 @@ def test_clients() -> None:
 
 
 def test_distinct_clients() -> None:
-    """Clients are counted; where some were forgotten, that is a lower bound."""
+    """The number of clients is exact until some are forgotten, then a lower bound."""
     tally = Tally(limit=4)
     for number in range(4):
         tally(connection(f"192.0.2.{number}"))
@@ -183,7 +183,7 @@ def test_distinct_clients() -> None:
 
 
 def test_facts_stay() -> None:
-    """What is known at a moment does not change when more is counted."""
+    """Facts do not change when more connections are counted."""
     tally = Tally()
     tally(connection())
     facts = tally.facts()
@@ -193,7 +193,7 @@ def test_facts_stay() -> None:
 
 
 def test_latest() -> None:
-    """The last connections are kept, latest first."""
+    """The latest connections are kept, latest first."""
     tally = Tally()
     all_ = [connection(time=NOON + number) for number in range(BATCH_SIZE + LATEST_CONNECTIONS)]
     for one in all_:
@@ -203,7 +203,7 @@ def test_latest() -> None:
 
 @given(st.integers(2, 12), st.lists(st.integers(0, 30), max_size=300))
 def test_error_bound(limit: int, sequence: list[int]) -> None:
-    """However clients come, what is missed of any is within the bound, and the sum is exact."""
+    """In any order of clients, missed connections are within the bound, and the sum is exact."""
     tally = Tally(limit)
     for number in sequence:
         tally(connection(f"192.0.2.{number}"))
@@ -225,7 +225,7 @@ def test_error_bound(limit: int, sequence: list[int]) -> None:
     )
 )
 def test_exact(sequence: list[tuple[int, int, float, bool]]) -> None:
-    """Totals are exact in whatever order connections come, and whenever they are asked for."""
+    """Totals are exact in any order of connections, and whenever they are asked for."""
     tally = Tally(clock=lambda: NOON)
     for client, port, ago, asked in sequence:
         server = IPv4Address("TCP", "192.0.2.1", port)

@@ -63,12 +63,12 @@ def received() -> Iterator[list[int]]:
 
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
-    """Return the terminal of this process, as the test wants it."""
+    """Return a stand-in for the terminal of this process."""
     return Terminal(monkeypatch)
 
 
 class Terminal:
-    """Stands in for what opening the terminal gives, which there may be or not."""
+    """Stands in for opening /dev/tty, which succeeds if C{there} is set."""
 
     there = False
 
@@ -100,12 +100,12 @@ def run() -> None:
 
 
 def descriptions(options: Options) -> list[str]:
-    """Return the descriptions of what is to be listened on."""
+    """Return the descriptions of the endpoints."""
     return [endpoint.description for endpoint in options["endpoints"]]
 
 
 def test_plugin_is_found() -> None:
-    """Twisted finds the installed plugin, whose parts are the tap's."""
+    """Twisted finds the installed plugin, which has the tap's options and makeService."""
     [plugin] = [p for p in getPlugins(IServiceMaker) if p.tapname == "hello-listen"]
     assert plugin.options is Options
     assert plugin.makeService == makeService
@@ -124,7 +124,7 @@ def test_default_endpoint() -> None:
 
 
 def test_several_endpoints_share_a_factory() -> None:
-    """-e is taken as often as it is given, instead of the default; one factory counts for all."""
+    """-e is repeatable and replaces the default; all endpoints share one factory."""
     reactor = FakeReactor()
     options = parse("-e", "tcp:1", "--endpoint", r"tcp6:2:interface=\:\:1", reactor=reactor)
     service = makeService(options, reactor)
@@ -134,7 +134,7 @@ def test_several_endpoints_share_a_factory() -> None:
 
 
 def test_trusted_proxies() -> None:
-    """They are of all endpoints with haproxy:, wherever on the command line they stand."""
+    """--trusted-proxy applies to every haproxy: endpoint, wherever it is on the command line."""
     reactor = FakeReactor()
     options = parse(
         *("--trusted-proxy", "10.0.0.2", "-e", "haproxy:tcp:1", "-e", "tcp:2"),
@@ -186,7 +186,7 @@ def test_trusted_proxies() -> None:
     ],
 )
 def test_usage_errors(arguments: list[str], named: str) -> None:
-    """What is wrong with a command line is an error, which ends twistd and twist with one line."""
+    """A wrong command line is a usage error, and ends twistd and twist with one line."""
     options = Options(FakeReactor())
     with pytest.raises(UsageError) as raised:
         options.parseOptions(arguments)
@@ -199,7 +199,7 @@ def test_usage_errors(arguments: list[str], named: str) -> None:
 
 
 def test_help() -> None:
-    """The help tells of the options and of the default."""
+    """The help shows the options and the default endpoint."""
     text = str(Options())
     assert "-e, --endpoint=" in text
     assert tap.DEFAULT_ENDPOINT in " ".join(text.split())
@@ -224,7 +224,7 @@ def test_global_reactor() -> None:
     )
 )
 def test_any_endpoint_is_a_service_or_a_usage_error(description: str) -> None:
-    """Whatever an endpoint is given as, no other error comes of it, and its message is one line."""
+    """Any endpoint is parsed, or refused with a usage error of one line."""
     try:
         options = parse("-e", description)
     except UsageError as error:
@@ -237,7 +237,7 @@ def test_any_endpoint_is_a_service_or_a_usage_error(description: str) -> None:
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    """It is this project's own, beside Twisted's."""
+    """--version prints the project's own version and Twisted's."""
     with pytest.raises(SystemExit) as ended:
         parse("--version")
     assert not ended.value.code
@@ -263,7 +263,7 @@ def test_connection_log(tmp_path: Path, option: str) -> None:
 
 
 def test_summaries(tmp_path: Path) -> None:
-    """What --per-client and --summarize leave out is in the log, summed up, when it is closed."""
+    """The summaries of --per-client and --summarize are in the log when it is closed."""
     reactor = FakeReactor()
     path = tmp_path / "connections.jsonl"
     arguments = ["-l", str(path), "--per-client", "1", "--summarize", "10.0.0.0/8,1"]
@@ -285,7 +285,7 @@ def test_summaries(tmp_path: Path) -> None:
 
 
 def test_stop_without_a_connection_log() -> None:
-    """There is nothing to close."""
+    """Without a connection log, a stop logs the number of connections."""
     service = makeService(parse(), FakeReactor())
     service.startService()
     with capturedLogs() as events:
@@ -294,7 +294,7 @@ def test_stop_without_a_connection_log() -> None:
 
 
 def test_connection_log_that_cannot_be_opened(tmp_path: Path) -> None:
-    """That is an error of the command line, before anything is bound."""
+    """A log that cannot be opened is a usage error, before anything is bound."""
     for path, reason in ((tmp_path, "Is a directory"), (tmp_path / "no" / "file", "No such file")):
         with pytest.raises(UsageError, match=f"^{reason}.*: '{path}'$"):
             parse("-l", str(path))
@@ -302,7 +302,7 @@ def test_connection_log_that_cannot_be_opened(tmp_path: Path) -> None:
 
 @pytest.mark.unix
 def test_connection_log_that_is_no_file(fifo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pipe that nobody reads, and standard output that is closed, are refused."""
+    """A pipe without a reader and a closed standard output are refused."""
     with pytest.raises(UsageError, match=f"^nobody reads this pipe: '{fifo}'$"):
         parse("-l", str(fifo))
     monkeypatch.setattr(sys, "__stdout__", None)
@@ -312,7 +312,7 @@ def test_connection_log_that_is_no_file(fifo: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.unix
 def test_connection_log_that_is_a_socket(tmp_path: Path) -> None:
-    """What cannot be opened as a file is refused with another way."""
+    """A socket is refused, and standard output suggested."""
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "s"))
         with pytest.raises(UsageError) as raised:
@@ -336,7 +336,7 @@ def test_connection_log_that_is_a_socket(tmp_path: Path) -> None:
 def test_connection_log_of_a_process_in_the_background(
     output: Output, path: str, name: str
 ) -> None:
-    """It cannot be a standard stream, however it is named: that is /dev/null then."""
+    """A daemon's log cannot be a standard stream, however it is named: that is /dev/null."""
     reader, writer = os.pipe()
     output.become(writer)
     options = Options(FakeReactor())
@@ -353,7 +353,7 @@ def test_connection_log_of_a_process_in_the_background(
 @pytest.mark.unix
 @pytest.mark.parametrize("option", [None, "nodaemon", "debug"])
 def test_connection_log_of_a_process_in_the_foreground(output: Output, option: str | None) -> None:
-    """It can be standard output: under twist, and with twistd's options -n and -b."""
+    """The log can be standard output under twist, and with twistd's options -n and -b."""
     reader, writer = os.pipe()
     output.become(writer)
     for path in ("-", "/dev/stdout"):
@@ -369,7 +369,7 @@ def test_connection_log_of_a_process_in_the_foreground(output: Output, option: s
 
 @pytest.mark.unix
 def test_chroot_of_a_process_in_the_background(tmp_path: Path) -> None:
-    """It needs /dev/null there."""
+    """A daemon in a chroot needs /dev/null there."""
     options = Options(FakeReactor())
     options.parent = UsageOptions()
     options.parent |= {"nodaemon": 0, "chroot": str(tmp_path)}
@@ -386,7 +386,7 @@ def test_chroot_of_a_process_in_the_background(tmp_path: Path) -> None:
 
 @pytest.mark.unix
 def test_umask(tmp_path: Path) -> None:
-    """twistd's option holds for the log, which is made before twistd heeds it."""
+    """twistd's --umask applies to the log, which is created before twistd sets the umask."""
     path = tmp_path / "log"
     options = Options(FakeReactor())
     options.parent = UsageOptions()
@@ -397,7 +397,7 @@ def test_umask(tmp_path: Path) -> None:
 
 @pytest.mark.unix
 def test_standard_descriptors_that_are_closed() -> None:
-    """They lead to /dev/null before a reactor can take them."""
+    """Closed standard descriptors are opened on /dev/null before a reactor gets their numbers."""
     before = os.dup(0)
     os.close(0)
     try:
@@ -410,7 +410,7 @@ def test_standard_descriptors_that_are_closed() -> None:
 
 
 def test_connection_log_is_opened_last(tmp_path: Path) -> None:
-    """A file is opened once all else is right."""
+    """The log file is created only if all other options are right."""
     with pytest.raises(UsageError, match=r"--connection-log given twice: '.*second'$"):
         parse("-l", str(tmp_path / "first"), "-l", str(tmp_path / "second"))
     with pytest.raises(UsageError, match="not a number"):
@@ -420,7 +420,7 @@ def test_connection_log_is_opened_last(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("logfile", ["twistd.log", "who.jsonl"])
 def test_log_before_the_command(logfile: str) -> None:
-    """A .jsonl file that twistd itself got is meant for the connection log."""
+    """A .jsonl file as twistd's own log is refused: it is meant for the connection log."""
     options = Options(FakeReactor())
     options.parent = UsageOptions()
     options.parent["logfile"] = logfile
@@ -441,7 +441,7 @@ class SlowPort:
         """Do nothing."""
 
     def getHost(self) -> IPv4Address:
-        """Return some address."""
+        """Return an address."""
         return ADDRESS
 
     def stopListening(self) -> Deferred[None]:
@@ -457,7 +457,7 @@ class RefusingReactor(FakeReactor):
         self.ports: list[SlowPort] = []
 
     def listenTCP(self, *args: Any, **kwargs: Any) -> Any:
-        """Listen, or not."""
+        """Listen once, then fail."""
         if self.ports:
             raise OverflowError("bind(): port must be 0-65535.")
         self.ports.append(SlowPort())
@@ -472,7 +472,7 @@ class RefusingReactor(FakeReactor):
 
 
 def test_a_start_that_fails_ends_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was bound is let go, and Python's last word on standard error is the reason."""
+    """The bound port is released, and the last line on standard error is the reason."""
     reactor = RefusingReactor()
     service = makeService(parse("-e", "tcp:1", "-e", "tcp:99999", reactor=reactor), reactor)
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
@@ -487,7 +487,7 @@ def test_a_start_that_fails_ends_in_one_line(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_start_that_fails_closes_the_log(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Who had connected to what was bound is recorded before the process ends."""
+    """Connections to a bound port are recorded before the process ends."""
     reactor = RefusingReactor()
     arguments = ["-e", "tcp:1", "-e", "tcp:99999", "-l", str(tmp_path / "log")]
     service: Any = makeService(parse(*arguments, reactor=reactor), reactor)
@@ -501,7 +501,7 @@ def test_a_start_that_fails_closes_the_log(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 def test_a_late_failure_ends_the_process(received: list[int]) -> None:
-    """Where an endpoint fails after the start, the process ends as if it had been told to."""
+    """If an endpoint fails after the start, the process ends as on SIGTERM."""
     service = makeService(parse(), FakeReactor())
     assert isinstance(service, PluginService)
     with capturedLogs() as events:
@@ -513,7 +513,7 @@ def test_a_late_failure_ends_the_process(received: list[int]) -> None:
 @pytest.mark.unix
 @pytest.mark.parametrize("name", ["SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2"])
 def test_signals(terminal: Terminal, received: list[int], name: str) -> None:
-    """What would end the process at once stops it as SIGTERM does; SIGHUP is a closed terminal."""
+    """Signals whose default ends the process stop it cleanly; so does SIGHUP from a terminal."""
     terminal.there = True
     run()
     signal.raise_signal(getattr(signal, name))
@@ -524,7 +524,7 @@ def test_signals(terminal: Terminal, received: list[int], name: str) -> None:
 def test_signals_before_the_reactor_runs(
     terminal: Terminal, received: list[int], name: str
 ) -> None:
-    """From the plugin's first moment on, each waits until the reactor runs, and is handled then."""
+    """A signal that comes before the reactor runs stays pending, and is handled when it runs."""
     terminal.there = True
     number = getattr(signal, name)
     handler = signal.signal(number, signal.SIG_DFL)
@@ -548,7 +548,7 @@ def test_signals_before_the_reactor_runs(
 def test_systemd_is_notified(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, isAbstract: bool
 ) -> None:
-    """It learns that the process is ready when signals are handled, and not before."""
+    """systemd is notified once signals are handled, and not before."""
     name = f"\0{tmp_path}" if isAbstract else f"{tmp_path}/s"
     monkeypatch.setenv("NOTIFY_SOCKET", name.replace("\0", "@"))
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
@@ -563,7 +563,7 @@ def test_systemd_is_notified(
 
 
 def test_systemd_that_cannot_be_notified(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """That is told, for systemd will end the process some time later; until then, it serves."""
+    """A failed notification is logged, and the service runs on."""
     monkeypatch.setenv("NOTIFY_SOCKET", f"{tmp_path}/s")
     with capturedLogs() as events:
         run()
@@ -574,7 +574,7 @@ def test_systemd_that_cannot_be_notified(monkeypatch: pytest.MonkeyPatch, tmp_pa
 def test_hangup_without_a_terminal(
     terminal: Terminal, received: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where no terminal can hang up, SIGHUP opens the connection log anew."""
+    """Without a controlling terminal, SIGHUP reopens the connection log."""
     path = tmp_path / "log"
     disk = Disk(monkeypatch)
     reactor = FakeReactor()
@@ -593,7 +593,7 @@ def test_hangup_without_a_terminal(
 
 @pytest.mark.unix
 def test_hangup_without_a_connection_log(terminal: Terminal, received: list[int]) -> None:
-    """There is nothing to open anew."""
+    """Without a connection log, SIGHUP has no effect."""
     reactor = FakeReactor()
     service = makeService(parse(), reactor)
     assert isinstance(service, PluginService)
@@ -607,7 +607,7 @@ def test_hangup_without_a_connection_log(terminal: Terminal, received: list[int]
 @pytest.mark.unix
 @pytest.mark.parametrize("handler", [signal.SIG_IGN, lambda number, frame: None])
 def test_signals_that_somebody_handles(terminal: Terminal, handler: Any) -> None:
-    """Handlers that others have set, and what nohup ignores, stay as they are."""
+    """Handlers that others have set, and signals that nohup ignores, are left alone."""
     numbers = [signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2]
     for number in numbers:
         signal.signal(number, handler)
@@ -616,7 +616,7 @@ def test_signals_that_somebody_handles(terminal: Terminal, handler: Any) -> None
 
 
 def test_signals_while_it_stops(terminal: Terminal, received: list[int]) -> None:
-    """None disturbs that any more."""
+    """Signals during a stop have no effect."""
     terminal.there = True
     reactor = FakeReactor()
     service = makeService(parse(reactor=reactor), reactor)
@@ -630,7 +630,7 @@ def test_signals_while_it_stops(terminal: Terminal, received: list[int]) -> None
 
 
 def test_signals_at_once(terminal: Terminal, received: list[int]) -> None:
-    """Only the first is heeded, and nobody's own handler is taken for the reactor's."""
+    """Only the first signal is handled, and a signal that is ignored stays ignored."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     run()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):

@@ -19,7 +19,7 @@ from twisted.logger import Logger
 from hello_listen.connection_log import ConnectionLog
 from hello_listen.endpoint import ListenError
 from hello_listen.protocol import HelloFactory
-from hello_listen.service import HelloService
+from hello_listen.service import HelloService, StatusServer
 
 _log = Logger(namespace="hello_listen")
 
@@ -33,7 +33,7 @@ SIGNALS = _REACTOR_SIGNALS | _OTHER_SIGNALS
 
 
 class PluginService(HelloService):
-    """The only service of a process, which ends if an endpoint cannot be bound."""
+    """The only service of a process, which it ends if an endpoint cannot be bound."""
 
     def __init__(
         self,
@@ -41,10 +41,10 @@ class PluginService(HelloService):
         endpoints: Sequence[IStreamServerEndpoint],
         reactor: Any,
         log: ConnectionLog | None,
-        status: tuple[IStreamServerEndpoint, Callable[[HelloService], Any]] | None,
+        status: StatusServer | None,
     ) -> None:
         """
-        Take what L{HelloService} does, and a log.
+        Own the process. The other parameters are those of L{HelloService}.
 
         @param log: the connection log that SIGHUP reopens, if any.
         """

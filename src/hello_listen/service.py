@@ -20,6 +20,9 @@ from hello_listen._proxy import pendingHeaders
 from hello_listen.endpoint import HelloEndpoint, ListenError
 from hello_listen.protocol import HelloFactory
 
+StatusServer = tuple[IStreamServerEndpoint, Callable[["HelloService"], Any]]
+"""The status page's endpoint, and a function that returns its factory for a service."""
+
 _log = Logger(namespace="hello_listen")
 
 
@@ -40,7 +43,7 @@ class HelloService(Service):
         factory: HelloFactory,
         endpoints: Sequence[str | IStreamServerEndpoint],
         reactor: Any = None,
-        status: tuple[IStreamServerEndpoint, Callable[[HelloService], Any]] | None = None,
+        status: StatusServer | None = None,
     ) -> None:
         """
         Parse the descriptions; they are bound when the service starts.
@@ -48,8 +51,7 @@ class HelloService(Service):
         @param factory: the factory that serves every endpoint.
         @param endpoints: descriptions, for L{HelloEndpoint}, or endpoint objects.
         @param reactor: the reactor that listens; by default the global reactor.
-        @param status: an endpoint for the status page, which is bound first and released last, and
-            a function that returns the page's factory for this service.
+        @param status: serves the status page, if any; bound first and released last.
 
         @raise ValueError: a description cannot be parsed.
         @raise TypeError: the factory or the list of endpoints has another type.
