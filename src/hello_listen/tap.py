@@ -219,6 +219,6 @@ def makeService(options: Options, reactor: Any = None) -> IService:
             return StatusSite(StatusResource(tally, service, log, hosts, reactor=reactor), reactor)
 
         status = options["status"], makeSite
-    every = [*endpoints, *([options["status"]] if status else [])]
+    every = filter(None, [*endpoints, options["status"]])
     warnOfUnserved([number for endpoint in every for number in endpoint.descriptors])
     return PluginService(HelloFactory(*observers), endpoints, reactor, log, status)
