@@ -1,4 +1,4 @@
-"""Timers and waits that no change of the system's time delays."""
+"""Timers and waits by the monotonic clock: setting the system's time does not delay them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from twisted.internet.interfaces import IDelayedCall, IReactorFromThreads, IReac
 from zope.interface import implementer
 
 WAKE_INTERVAL = 0.005
-"""Seconds by which a call may come later, so that one thread wakes the reactor for several."""
+"""Times of calls are rounded up to a multiple of this, in seconds, so that calls share a thread."""
 
 POLL_INTERVAL = 0.02
-"""Seconds by which a wait for an event may end later."""
+"""Seconds between two looks at an event that is waited for."""
 
 
 @implementer(IReactorTime)
@@ -26,21 +26,21 @@ class MonotonicClock:
     """
     Calls functions later in the reactor's thread, by the monotonic clock.
 
-    Twisted's reactors go by C{time.time()}: once that is set back by an hour, a call that is due
-    in 50 ms comes an hour late. Here, threads sleep, and wake the reactor.
+    Twisted's reactors use C{time.time()}: if that is set back by an hour, a call that is due in
+    50 ms comes an hour late. Here, threads sleep until a call is due, and wake the reactor.
 
-    Nor do these calls, as the reactor's do, come before it has read what arrived until then.
+    The reactor makes its own calls before it reads from sockets; it makes these calls after that.
     """
 
     def __init__(self, reactor: Any) -> None:
         """
-        Make a clock. It starts threads, one or two at a time, only while calls are pending.
+        Make a clock. It runs threads, usually one or two, only while calls are pending.
 
         @param reactor: an L{IReactorFromThreads} and L{IReactorTime}.
         """
         self._reactor = reactor
         self._calls: list[_Call] = []
-        # When the reactor is going to be woken.
+        # The times at which threads will wake the reactor.
         self._wakes: set[float] = set()
 
     def seconds(self) -> float:
@@ -61,8 +61,8 @@ class MonotonicClock:
         """
         Call a function later.
 
-        @param delay: after how many seconds; 0 for after the next reads.
-        @param callable: what to call, with the other arguments.
+        @param delay: the delay in seconds; 0 is after the next reads.
+        @param callable: the function, which gets the other arguments.
         """
         call = _Call(self, partial(callable, *args, **kwargs))
         self._calls.append(call)
@@ -71,7 +71,7 @@ class MonotonicClock:
 
     def wakeFor(self, call: _Call) -> None:
         """
-        Have the reactor woken when a call is due, unless it is woken earlier.
+        Wake the reactor when a call is due, unless it will be woken earlier.
 
         @param call: the pending call.
         """
@@ -86,16 +86,16 @@ class MonotonicClock:
             return
         try:
             Thread(target=self._sleep, args=(due,), name="clock", daemon=True).start()
-        except RuntimeError:  # The system has no thread to give.
+        except RuntimeError:  # No more threads: the system's limit.
             self._reactor.callLater(due - self.seconds(), self._run, due)
 
     def _sleep(self, due: float) -> None:
-        """Wake the reactor at a time."""
+        """Sleep, then wake the reactor."""
         _sleep(max(0.0, due - monotonic()))
         self._reactor.callFromThread(self._run, due)
 
     def _run(self, due: float) -> None:
-        """Have the calls that are due made after the next reads."""
+        """Schedule the calls that are due, to run after the next reads."""
         self._wakes.discard(due)
         now = self.seconds()
         for call in sorted(self._calls, key=_Call.getTime):
@@ -108,7 +108,7 @@ class MonotonicClock:
 
 @implementer(IDelayedCall)
 class _Call:
-    """A function that is to be called at a time."""
+    """A pending call."""
 
     def __init__(self, clock: MonotonicClock, function: Callable[[], object]) -> None:
         self._clock = clock
@@ -144,9 +144,9 @@ class _Call:
 @cache
 def monotonicClock(reactor: Any) -> Any:
     """
-    Return the clock that all users of a reactor share.
+    Return the clock of a reactor, which all callers share.
 
-    @param reactor: an L{IReactorTime}; one that threads cannot call, as in tests, is its own clock.
+    @param reactor: an L{IReactorTime}; without L{IReactorFromThreads}, as in tests, it is returned.
     """
     return MonotonicClock(reactor) if IReactorFromThreads.providedBy(reactor) else reactor
 
@@ -155,9 +155,9 @@ def waitFor(event: Event, seconds: float) -> bool:
     """
     Wait for an event by the monotonic clock, and return whether it is set.
 
-    C{Event.wait} goes by the system's time before Python 3.11 (bpo-41710).
+    Before Python 3.11, C{Event.wait} uses the system's time (bpo-41710).
 
-    @param event: what another thread sets.
+    @param event: an event that another thread sets.
     @param seconds: the timeout.
     """
     end = monotonic() + seconds
@@ -168,5 +168,6 @@ def waitFor(event: Event, seconds: float) -> bool:
 
 def _sleep(seconds: float) -> None:
     """Sleep."""
-    # select(2) does not count the time of a stopped process, and libfaketime breaks time.sleep.
+    # Unlike select(2), poll(2) counts the time for which the process is stopped; unlike
+    # time.sleep, libfaketime leaves it alone.
     poll().poll(seconds * 1000)

@@ -1,4 +1,4 @@
-"""Sockets that were passed to this process at its start, as systemd does: sd_listen_fds(3)."""
+"""Sockets that this process inherited from systemd (sd_listen_fds(3))."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from twisted.python.failure import Failure
 from hello_listen._addresses import addressText, socketAddress
 
 FIRST_DESCRIPTOR = 3
-"""The first descriptor that is passed (SD_LISTEN_FDS_START)."""
+"""The first inherited descriptor (SD_LISTEN_FDS_START)."""
 
 ENVIRONMENT_FILE = "/proc/self/environ"
-"""The environment that the process started with: Twisted takes LISTEN_FDS out of os.environ."""
+"""The initial environment: Twisted removes LISTEN_FDS from os.environ."""
 
 _log = Logger(namespace="hello_listen")
 
 
 class InheritedSockets:
     """
-    The sockets that a C{systemd:} description means.
+    The sockets of a C{systemd:} description.
 
     @ivar descriptors: their descriptors.
     """
 
     def __init__(self, domain: str, index: str | None = None, name: str | None = None) -> None:
         """
-        Find them. All sockets of one systemd unit have the same name.
+        Find the sockets. All sockets of one systemd unit have the same name.
 
-        @param domain: an address family without C{AF_}; sockets of another are served, too.
+        @param domain: an address family without C{AF_}; it does not limit the search.
         @param index: the position of one socket, from 0.
         @param name: the name of one or several sockets.
 
-        @raise AttributeError: there is no such domain.
+        @raise AttributeError: there is no such address family.
         @raise ValueError: there is no such socket, or it cannot be served.
         """
         getattr(socket, f"AF_{domain}")
@@ -65,14 +65,14 @@ class InheritedSockets:
 
 class InheritedSocket:
     """
-    An inherited socket and its factory, in the place of a port of Twisted's.
+    An inherited socket and its factory, with the methods of a Twisted port that are needed.
 
     @ivar factory: the factory.
     """
 
     def __init__(self, descriptor: int, factory: Any) -> None:
         """
-        Start a factory for a socket.
+        Start the factory.
 
         @param descriptor: the socket's descriptor.
         @param factory: the factory.
@@ -86,11 +86,11 @@ class InheritedSocket:
         return self._descriptor
 
     def stopReading(self) -> None:
-        """Do nothing: this does not read."""
+        """Do nothing: the port reads, not this."""
 
     def connectionLost(self, reason: Failure) -> None:
         """
-        Stop the factory. The socket stays open, for it is the service manager's as well.
+        Stop the factory. The socket stays open, because the service manager shares it.
 
         @param reason: the reason that the reactor gives.
         """
@@ -99,9 +99,9 @@ class InheritedSocket:
 
 def warnOfUnserved(served: Collection[int]) -> None:
     """
-    Log a warning for each listening socket that was passed and that no endpoint serves.
+    Log a warning for each inherited listening socket that no endpoint serves.
 
-    @param served: the descriptors that are served.
+    @param served: the descriptors that endpoints serve.
     """
     with suppress(ValueError):
         for descriptor, name in enumerate(_names(), FIRST_DESCRIPTOR):
@@ -139,9 +139,9 @@ def _names() -> list[str]:
 
 def _check(descriptor: int) -> tuple[str, str]:
     """
-    Return the domain and the address of a TCP or UNIX socket that listens.
+    Return the address family, without C{AF_}, and the address of a listening TCP or UNIX socket.
 
-    @raise ValueError: the descriptor is something else, and the message says what.
+    @raise ValueError: the descriptor is something else, which the message names.
     """
     try:
         found = socket.socket(fileno=descriptor)

@@ -16,15 +16,15 @@ from typing import Any
 from twisted.logger import Logger
 
 PIPE_TIMEOUT = 0.5
-"""Most seconds to wait for room in a pipe before the caller is asked again."""
+"""Seconds that a write waits for room in a non-blocking pipe before it returns 0."""
 
 LOCK_TIMEOUT = 1.0
 """Lock timeout in seconds; then the file is written unlocked until reopened. It is shorter than the
-log waits before it counts as failing."""
+connection log's MAX_WRITE_DELAY, so that waiting for a lock is no failure."""
 
 _REMOVED = "the file was removed"
 
-# What is written to a pipe whole or not at all (pipe(7)), so that what is lost can be counted.
+# A write of up to so many bytes to a pipe is atomic (pipe(7)), so that lost lines can be counted.
 _PIPE_BUF = getattr(select, "PIPE_BUF", 4096)
 
 _fcntl: Any = None
@@ -38,23 +38,23 @@ class LogFile:
     """
     Appends lines to a file, a pipe or standard output.
 
-    It is opened anew once its path leads elsewhere, but never to a device, such as /dev/null. A
-    line that a full disk cut short is taken back, so that no other process appends to half of it.
+    It reopens its path once that leads to another file, but not to a device, such as /dev/null. It
+    truncates a line that a full disk cut short, so that no other process appends to half a line.
 
-    @ivar stale: after a rotation, why the path cannot be opened, so that the renamed file is
+    @ivar stale: after a rotation, why the path cannot be opened, while the renamed file is still
         written; else L{None}.
     """
 
     def __init__(self, path: str | os.PathLike[str], umask: int | None = None) -> None:
         """
-        Open it.
+        Open the file.
 
-        @param path: a file, which is made if need be; a pipe that somebody reads; or C{-} for
-            standard output.
-        @param umask: the mode bits that new files lack; by default those of the process for the
-            first file, whose mode later ones get.
+        @param path: a file, which is created if it does not exist; a pipe with a reader; or C{-}
+            for standard output.
+        @param umask: the umask for new files. By default, the first file gets the umask of the
+            process, and later files get the mode of the file before them.
 
-        @raise OSError: it cannot be opened.
+        @raise OSError: the path cannot be opened.
         """
         if os.fspath(path) == "":
             raise FileNotFoundError(errno.ENOENT, "a path is missing", "")
@@ -64,16 +64,16 @@ class LogFile:
         self._isSeen = self._isOutOfReach = False
         self._isNew = self._lockable = True
         if path != "-":
-            # twistd may change the folder.
+            # twistd may change the working directory later.
             self._path: str | None = os.path.abspath(path)
             self._file = self._open(self._path, isFirst=True)
             return
         self._path = None
-        # twistd replaces sys.stdout by its log; Python has no sys.__stdout__ where
-        # descriptor 1 was closed, and by now it may be anything.
+        # twistd replaces sys.stdout by its log. If descriptor 1 was closed at the start,
+        # sys.__stdout__ is None, and the number may belong to another file now.
         if sys.__stdout__ is None:
             raise OSError(errno.EBADF, "standard output is closed", "-")
-        os.write(1, b"")  # Fails where it is open for reading only.
+        os.write(1, b"")  # Raises an error if descriptor 1 is read-only.
         self._file = 1
         self._hadName = os.fstat(1).st_nlink > 0
 
@@ -83,9 +83,9 @@ class LogFile:
 
     def reopen(self) -> None:
         """
-        Open the file anew.
+        Reopen the file.
 
-        @raise OSError: it cannot be opened, and there is no old file to go on with.
+        @raise OSError: the path cannot be opened, and the old file is closed or removed.
         """
         if self._path is None:
             return
@@ -99,7 +99,7 @@ class LogFile:
                     f"its path cannot be opened anew ({error.strerror}), "
                     "and records go to the renamed file"
                 )
-            # After --uid or --chroot, the path may be out of reach.
+            # Expected after --uid or --chroot, so warn only once.
             if not self._isOutOfReach:
                 self._isOutOfReach = True
                 text = "Connection log cannot be opened anew, and goes on: {reason}: {path!r}"
@@ -112,22 +112,22 @@ class LogFile:
             self._isNew = self._lockable = True
 
     def close(self) -> None:
-        """Close the file, but not standard output. Nothing may be written after that."""
+        """Close the file, unless it is standard output."""
         if self._path is not None and self._file >= 0:
             os.close(self._file)
             self._file = -1
 
     def write(self, lines: bytes, start: int, whole: bool = False) -> int:
         """
-        Write as much as the system takes. It may block.
+        Write as many bytes as possible. This may block.
 
         @param lines: whole lines.
-        @param start: where to begin, which may be within a line that was begun before.
-        @param whole: write all of it, at most 512 bytes, or nothing.
+        @param start: the offset to write from, which may be within a line that was partly written.
+        @param whole: write everything, at most 512 bytes, or nothing.
 
-        @return: how many bytes were written; 0 while a non-blocking pipe is full.
+        @return: the number of bytes written; 0 while a non-blocking pipe is full.
 
-        @raise OSError: nothing can be written.
+        @raise OSError: nothing was written.
         """
         begins = start == 0 or lines[start - 1] == ord("\n")
         if self._path is not None and (self._file < 0 or (begins and self._moved(self._path))):
@@ -153,7 +153,7 @@ class LogFile:
 
     def _open(self, path: str, isFirst: bool = False) -> int:
         """Open the file, and return its descriptor."""
-        # A pipe that nobody reads is an error, and nothing to wait for.
+        # Opening a pipe without a reader is to fail, not to wait for one.
         nonblocking = getattr(os, "O_NONBLOCK", 0)
         flags = os.O_WRONLY | os.O_APPEND | nonblocking
         try:
@@ -163,7 +163,7 @@ class LogFile:
             with suppress(OSError):  # Not every file system has modes.
                 self._setMode(file)
         if file <= 2:
-            # The standard descriptors were closed: a daemonizing twistd would replace this one.
+            # A daemonizing twistd replaces descriptors 0 to 2, which were closed at the start.
             low, file = file, _fcntl.fcntl(file, _fcntl.F_DUPFD_CLOEXEC, 3)
             os.close(low)
         status = os.fstat(file)
@@ -182,23 +182,23 @@ class LogFile:
         if self._umask is not None:
             os.fchmod(file, 0o666 & ~self._umask)
         elif self._file >= 0:
-            # A daemonizing twistd changes the umask once the first file is open.
+            # A daemonizing twistd changes the umask after the first file was opened.
             os.fchmod(file, stat.S_IMODE(os.fstat(self._file).st_mode))
 
     def _isOpen(self, status: os.stat_result) -> bool:
-        """Say whether this is the file that is open."""
+        """Return whether a status is that of the open file."""
         return self._file >= 0 and os.path.samestat(status, os.fstat(self._file))
 
     def _moved(self, path: str) -> bool:
-        """Say whether the path leads to another file than the open one, or to none."""
+        """Return whether the path no longer leads to the open file."""
         status = os.fstat(self._file)
         if stat.S_ISREG(status.st_mode) and not status.st_nlink:
-            # Removed; a file that is mounted by itself keeps its path.
+            # Removed, even if the path still leads to it, as to a bind-mounted file.
             return True
         try:
             found = os.stat(path)
         except OSError:
-            # A pipe without a name may still be read.
+            # A removed named pipe may still have a reader.
             return not stat.S_ISFIFO(status.st_mode)
         if not os.path.samestat(found, status):
             return True
@@ -207,11 +207,13 @@ class LogFile:
         return False
 
     def _writeFile(self, data: memoryview, whole: bool) -> int:
-        """Write to a regular file, and truncate a partial line if we hold the lock."""
+        """Write to a regular file. On an error, truncate a partial line if we hold the lock."""
         written = 0
         self._lockable = locked = self._lockable and lock(self._file)
         if whole and not locked:
-            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))  # A part could not be removed.
+            raise OSError(
+                errno.ENOLCK, os.strerror(errno.ENOLCK)
+            )  # Without it, a partial line must not be truncated.
         try:
             if self._path is not None and self._isNew:
                 if _endsTorn(self._path):
@@ -231,12 +233,12 @@ class LogFile:
         return written
 
     def _takeBack(self, count: int) -> bool:
-        """Remove so many bytes from the end of the file, and say whether that was possible."""
+        """Truncate the file by so many bytes if nobody appended; return whether it did."""
         with suppress(OSError):
             end = os.lseek(self._file, 0, os.SEEK_CUR)
             if end == os.fstat(self._file).st_size:
                 os.ftruncate(self._file, end - count)
-                # Behind a shell's > there is no O_APPEND, and the next write would leave a hole.
+                # A shell's > opens without O_APPEND, so the next write would leave a hole.
                 os.lseek(self._file, end - count, os.SEEK_SET)
                 return True
         return False
@@ -244,16 +246,16 @@ class LogFile:
 
 def standardStream(path: str) -> int | None:
     """
-    Return which standard descriptor a path stands for, by way of links if need be.
+    Return which standard descriptor a path stands for, following symbolic links.
 
-    @param path: such as C{-}, C{/dev/stdout} or C{/proc/self/fd/1}.
+    @param path: a path such as C{-}, C{/dev/stdout} or C{/proc/self/fd/1}.
 
     @return: 0 to 2, or L{None} for any other path.
     """
     if path == "-":
         return 1
     own = re.escape(os.path.realpath("/proc/self"))
-    for _ in range(40):  # As many links as Linux follows (path_resolution(7)).
+    for _ in range(40):  # Linux's own limit (path_resolution(7)).
         folder, name = os.path.split(path)
         folder = os.path.realpath(folder)
         if name in ("0", "1", "2") and re.fullmatch(rf"{own}(/task/\d+)?/fd|/dev/fd", folder):
@@ -281,7 +283,7 @@ def lock(file: int) -> bool:
 
 
 def _endsTorn(path: str) -> bool:
-    """Say whether a file ends in half a line, as a process leaves it that was killed."""
+    """Return whether a file ends within a line, as after SIGKILL."""
     with suppress(OSError), open(path, "rb") as file:
         file.seek(-1, os.SEEK_END)
         return file.read(1) != b"\n"

@@ -1,4 +1,4 @@
-"""The IP networks that clients and proxies belong to."""
+"""Sets of IP networks."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
 class Networks:
     """
-    IP networks, and the question whether an address is in one of them.
+    A set of IP networks.
 
-    An IPv4-mapped IPv6 address or network counts as IPv4. C{fe80::/10} has the link-local
+    An IPv4-mapped IPv6 address or network counts as IPv4. C{fe80::/10} contains the link-local
     addresses of every interface, C{fe80::%eth0/10} only those of C{eth0} (RFC 4007, 11.7).
     """
 
@@ -27,21 +27,21 @@ class Networks:
 
     def __contains__(self, host: str) -> bool:
         """
-        Say whether an address is in one of the networks.
+        Return whether an address is in one of the networks.
 
-        @param host: an IP address, as the C{host} of an L{IPv4Address} or L{IPv6Address} has it.
+        @param host: an IP address, as C{host} of an L{IPv4Address} or L{IPv6Address}.
         """
         host, _, scope = host.partition("%")
         try:
             address = ip_address(host)
-        except ValueError:  # Twisted's own haproxy: takes any text for an address.
+        except ValueError:  # Twisted's own haproxy: accepts any text as an address.
             return False
         address = getattr(address, "ipv4_mapped", None) or address
         return any(address in each and only in ("", scope) for each, only in self._networks)
 
 
 def _parse(text: str) -> tuple[IPv4Network | IPv6Network, str]:
-    """Return a network and the interface that it is limited to, or C{""}."""
+    """Return a network, and the interface that it is limited to or C{""}."""
     host, percent, rest = text.partition("%")
     scope, slash, length = rest.partition("/")
     try:
@@ -54,7 +54,7 @@ def _parse(text: str) -> tuple[IPv4Network | IPv6Network, str]:
 
 
 def _unmapped(network: IPv4Network | IPv6Network) -> IPv4Network | IPv6Network:
-    """Return an IPv4-mapped IPv6 network as IPv4, any other as it is."""
+    """Return an IPv4-mapped IPv6 network as IPv4, any other unchanged."""
     mapped = getattr(network.network_address, "ipv4_mapped", None)
     if mapped is None or network.prefixlen < 96:
         return network
@@ -62,7 +62,7 @@ def _unmapped(network: IPv4Network | IPv6Network) -> IPv4Network | IPv6Network:
 
 
 def _hint(text: str) -> str:
-    """Return the network that an address with a prefix length is in, as a question."""
+    """Return a question that suggests the network of an address with host bits, or C{""}."""
     with suppress(ValueError):
         return f"; did you mean '{ip_network(text, strict=False)}'?"
     return ""

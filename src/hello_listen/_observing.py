@@ -1,4 +1,4 @@
-"""Calls observers: runs the coroutines that they return, logs what fails, knows what is left."""
+"""Calls observers, runs the coroutines that they return, and logs failures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 MAX_UNFINISHED = 1000
-"""Most coroutines and Deferreds of observers at once; beyond it, a coroutine is not run."""
+"""Upper bound of unfinished calls of observers; beyond it, coroutines are not run."""
 
 FINISH_TIMEOUT = 5.0
 """Seconds that a stop waits for the coroutines and Deferreds of observers."""
@@ -23,36 +23,36 @@ _log = Logger(namespace="hello_listen")
 
 
 class ObserverCalls:
-    """Calls observers, and follows the coroutines and Deferreds that they return."""
+    """Calls observers, and tracks the coroutines and Deferreds that they return."""
 
     def __init__(self) -> None:
-        """Begin with none."""
+        """Start without unfinished calls."""
         self._unfinished: set[Deferred[Any]] = set()
         self._notRun = 0
         self._waiting: list[Deferred[None]] = []
 
     def call(self, observer: Observer, record: Any) -> None:
         """
-        Call an observer. What it raises, now or later, is logged.
+        Call an observer, and log whatever it raises, now or later.
 
-        @param observer: to be called; if it returns a coroutine, that is run.
-        @param record: what to call it with.
+        @param observer: the observer; a coroutine that it returns is run.
+        @param record: the connection or summary to call it with.
         """
         try:
             result = observer(record)
             if result is not None:
                 self._follow(result, record)
         except BaseException:
-            # The reactor would take sys.exit() for the end of the port.
+            # On SystemExit, the reactor would close the port.
             _logFailure(Failure(), record)
 
     def finish(self, reactor: Any) -> Deferred[None]:
         """
-        Wait for the coroutines and Deferreds that have not ended.
+        Wait for unfinished calls.
 
         @param reactor: an L{IReactorTime}.
 
-        @return: a L{Deferred} that fires when all have ended, after 5 seconds at most.
+        @return: a L{Deferred} that fires when all calls have finished, within 5 seconds.
         """
         ended: Deferred[None] = Deferred()
         self._waiting.append(ended)
@@ -62,7 +62,7 @@ class ObserverCalls:
         return ended.addTimeout(FINISH_TIMEOUT, reactor).addErrback(self._logUnfinished)
 
     def _follow(self, result: object, record: Any) -> None:
-        """Run a coroutine, or follow a L{Deferred}; anything else is no call that goes on."""
+        """Run a coroutine or track a L{Deferred}; ignore any other result."""
         if isinstance(result, Coroutine):
             if len(self._unfinished) >= MAX_UNFINISHED:
                 result.close()
@@ -75,20 +75,20 @@ class ObserverCalls:
             result.addBoth(self._end, result)
 
     def _countNotRun(self, record: Any) -> None:
-        """Count a coroutine that is not run; log the first."""
+        """Count a coroutine that is not run, and log the first."""
         self._notRun += 1
         if self._notRun == 1:
             text = "Observer not run, {count} calls are unfinished, first for: {connection}"
             _log.error(text, count=len(self._unfinished), connection=str(record))
 
     def _end(self, result: object, deferred: Deferred[Any]) -> object:
-        """Forget one that ended."""
+        """Remove a call that has finished."""
         self._unfinished.discard(deferred)
         self._endIfDone()
         return result
 
     def _endIfDone(self) -> None:
-        """When none is unfinished, log how many were not run, and end the waiting."""
+        """If all calls have finished, log how many were not run, and fire the waiting Deferreds."""
         if self._unfinished:
             return
         self._logNotRun()
@@ -103,7 +103,7 @@ class ObserverCalls:
             self._notRun = 0
 
     def _logUnfinished(self, failure: Failure) -> None:
-        """Say how many calls a stop did not wait for."""
+        """Log how many calls a stop did not wait for."""
         failure.trap(TimedOut)
         self._logNotRun()
         count = len(self._unfinished)
@@ -112,16 +112,16 @@ class ObserverCalls:
 
 def checkObserver(observer: Observer) -> None:
     """
-    Refuse what cannot be called with a connection, and a class in the place of its instance.
+    Check that an object is callable, and not a class instead of its instance.
 
-    @param observer: what is to be an observer.
+    @param observer: the object.
 
-    @raise TypeError: it is none.
+    @raise TypeError: it is not an observer.
     """
     if not callable(observer) or isinstance(observer, type):
         raise TypeError(f"not an observer: {observer!r}")
 
 
 def _logFailure(failure: Failure, record: Any) -> None:
-    """Log what an observer raised."""
+    """Log an exception that an observer raised."""
     _log.failure("Observer failed for: {connection}", failure, connection=str(record))

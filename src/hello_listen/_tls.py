@@ -1,4 +1,4 @@
-"""TLS endpoints: what is wrong with their files is found at the start, not by each client."""
+"""TLS endpoints: reports errors in their files at the start, instead of for each client."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _PEM = re.compile(rb"-----BEGIN ([A-Z0-9. ]+)-----.*?-----END \1-----", re.DOTAL
 
 class TLSReactor:
     """
-    Listens in the place of a reactor, for L{twisted.internet.endpoints.SSL4ServerEndpoint}.
+    The reactor of an L{twisted.internet.endpoints.SSL4ServerEndpoint}, which makes the TLS context.
 
-    Twisted makes an endpoint's TLS context for the first client; if that fails, for each.
+    Twisted makes the context for the first client, and tries again for each if that fails.
     """
 
     def __init__(self, reactor: Any) -> None:
         """
-        Stand in for a reactor.
+        Wrap a reactor.
 
         @param reactor: an L{IReactorSSL}.
         """
@@ -30,11 +30,11 @@ class TLSReactor:
 
     def makeContext(self, endpoint: Any) -> None:
         """
-        Make the context of an endpoint that listens through this. It is kept for the clients.
+        Make the context of an endpoint that has this reactor. The endpoint keeps the context.
 
         @param endpoint: the endpoint.
 
-        @raise OpenSSL.SSL.Error: OpenSSL refuses a certificate, key or parameter.
+        @raise OpenSSL.SSL.Error: OpenSSL rejects a certificate, key or parameter.
         """
         made: Deferred[Any] = endpoint.listen(None)
         failures: list[Any] = []
@@ -45,12 +45,12 @@ class TLSReactor:
 
     def listenSSL(self, port: int, factory: Any, contextFactory: Any, **options: Any) -> Any:
         """
-        Listen, as L{twisted.internet.interfaces.IReactorSSL} does, once the context was made.
+        Listen, or within L{makeContext} only make the context.
 
         @param port: the port.
-        @param factory: serves the connections.
-        @param contextFactory: makes the context, and keeps it.
-        @param options: the length of the queue, and the interface.
+        @param factory: the factory.
+        @param contextFactory: makes the context, and caches it.
+        @param options: C{backlog} and C{interface}.
         """
         if self._listens:
             return self._reactor.listenSSL(port, factory, contextFactory, **options)
@@ -59,12 +59,12 @@ class TLSReactor:
 
 def checkFiles(arguments: Mapping[str, str]) -> None:
     """
-    Check the files that an C{ssl:} endpoint names.
+    Check the files of an C{ssl:} endpoint.
 
-    @param arguments: the named arguments of its description.
+    @param arguments: the keyword arguments of its description.
 
-    @raise OSError: one cannot be read.
-    @raise ValueError: one lacks what it is named for.
+    @raise OSError: a file cannot be read.
+    @raise ValueError: a file lacks the key, certificate or parameters that it is to contain.
     """
     kinds = {"privateKey": "PRIVATE KEY", "certKey": "CERTIFICATE", "dhParameters": "DH PARAMETERS"}
     for name in kinds.keys() & arguments.keys():
@@ -77,13 +77,13 @@ def checkFiles(arguments: Mapping[str, str]) -> None:
 
 def checkCertificates(path: Path) -> None:
     """
-    Check the certificates that C{tls:} chooses from.
+    Check the certificates of a C{tls:} endpoint.
 
     @param path: a file, or a folder of F{.pem} files.
 
     @raise OSError: a file cannot be read.
-    @raise ValueError: there is no certificate, or one that Twisted cannot take.
-    @raise OpenSSL.SSL.Error: OpenSSL refuses one that has a key.
+    @raise ValueError: there is no certificate, or a self-signed one has no key.
+    @raise OpenSSL.SSL.Error: OpenSSL rejects a certificate that has a key.
     """
     from OpenSSL.crypto import FILETYPE_PEM
     from twisted.internet.ssl import Certificate, CertificateOptions, KeyPair
@@ -99,5 +99,5 @@ def checkCertificates(path: Path) -> None:
         if key := byHash.get(certificate.getPublicKey().keyHash()):
             CertificateOptions(key.original, certificate.original).getContext()
         elif certificate.getIssuer() == certificate.getSubject():
-            # Twisted would look for its issuer's issuer, and so on, without an end.
+            # Twisted would follow its chain of issuers in an endless loop.
             raise ValueError("a self-signed certificate without its key: leave it out")

@@ -1,4 +1,4 @@
-"""UNIX sockets: the name of a dead process's socket is taken over, that of a living one never."""
+"""UNIX sockets: takes over the path of a dead process, never that of a living one."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from hello_listen._log_file import lock
 
 class UNIXReactor:
     """
-    Listens in the place of a reactor, for L{twisted.internet.endpoints.UNIXServerEndpoint}.
+    The reactor of a L{twisted.internet.endpoints.UNIXServerEndpoint}, which binds the socket.
 
-    Twisted asks a lock file whether a path is in use. That names a process by its number, which
-    after a crash may be another process's: in a container, it is always 1.
+    Twisted looks into a lock file to see whether a path is in use. It contains a process ID, which
+    after a crash another process may have: in a container, it is always 1.
     """
 
     def listenUNIX(
@@ -31,10 +31,10 @@ class UNIXReactor:
         Listen, as L{twisted.internet.interfaces.IReactorUNIX} does.
 
         @param address: a path, or NUL and a name in Linux's abstract namespace.
-        @param factory: the factory to start; nothing is read here.
+        @param factory: the factory, which is started.
         @param backlog: the length of the accept queue.
         @param mode: the mode of the socket's file.
-        @param wantPID: whether to make a lock file, for other programs that use Twisted.
+        @param wantPID: whether to create a lock file, for other programs that use Twisted.
 
         @raise CannotListenError: the address is in use, or cannot be bound.
         """
@@ -60,8 +60,8 @@ class UNIXSocket:
         """
         Make a socket.
 
-        @param path: the path that L{bind} binds it to, or NUL and a name.
-        @param factory: the factory that serves it.
+        @param path: the path that L{bind} binds, or NUL and a name.
+        @param factory: the factory that serves the socket.
         """
         self.factory = factory
         self._path = path
@@ -71,11 +71,11 @@ class UNIXSocket:
 
     def bind(self, backlog: int, mode: int, locks: bool) -> None:
         """
-        Bind the socket, listen, and start the factory. A file that a dead process left is removed.
+        Bind the socket, listen, and start the factory. Remove the socket of a dead process first.
 
         @param backlog: the length of the accept queue.
         @param mode: the mode of the file.
-        @param locks: whether to make a lock file.
+        @param locks: whether to create a lock file.
 
         @raise OSError: the path is in use, or cannot be bound.
         """
@@ -85,7 +85,7 @@ class UNIXSocket:
         except OSError as error:
             if error.errno != errno.EADDRINUSE or not isFile:
                 raise
-            # Between its two steps, another starter could bind a socket, and lose it.
+            # Lock, or another process could bind its socket after the check, and have it removed.
             with _locked(os.path.dirname(self._path) or b"."):
                 _removeDead(self._path)
                 self._listener.bind(self._path)
@@ -103,7 +103,7 @@ class UNIXSocket:
         return self._listener.fileno()
 
     def stopReading(self) -> None:
-        """Do nothing: this reads nothing."""
+        """Do nothing: the port reads, not this."""
 
     def connectionLost(self, reason: Failure) -> None:
         """
@@ -120,12 +120,12 @@ class UNIXSocket:
 
     def release(self) -> None:
         """
-        Remove the files unless they are another's by now, and close the socket.
+        Close the socket, and remove its files unless another process has replaced them.
 
-        @raise OSError: the file cannot be removed.
+        @raise OSError: a file cannot be removed.
         """
         try:
-            # As long as the socket is open, nobody takes its file for a dead process's.
+            # Close the socket last: until then, no other process takes over its path.
             with suppress(FileNotFoundError):
                 if self._status and not os.path.samestat(os.lstat(self._path), self._status):
                     self._files = []
@@ -152,13 +152,13 @@ def _removeDead(path: bytes) -> None:
     """
     Remove a socket's file if no process holds the socket.
 
-    @raise OSError: a process does, or it is not a socket's, or it cannot be removed.
+    @raise OSError: a process holds it, the file is not a socket, or it cannot be removed.
     """
     with suppress(FileNotFoundError):
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
             raise FileExistsError(errno.EEXIST, "exists and is not a socket")
-        # A datagram socket is refused only where no process holds the path (EPROTOTYPE otherwise),
-        # and is not noticed by a process that listens. Not every system does so: ask as a client.
+        # On Linux, a datagram socket gets ECONNREFUSED only if no process holds the path, else
+        # EPROTOTYPE, and a listening process does not notice. For other systems, try a stream too.
         for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
             with socket.socket(socket.AF_UNIX, kind) as probe:
                 probe.setblocking(False)
@@ -176,12 +176,12 @@ def _removeDead(path: bytes) -> None:
 
 def _makeLock(path: bytes) -> bool:
     """
-    Make a lock file as Twisted does, and say whether it was made.
+    Create a lock file as Twisted does, and return whether that worked.
 
-    Programs that ask it for the owner would remove the socket of an owner without one.
+    Without it, another program that uses Twisted would take the socket for a dead process's.
     """
     with suppress(OSError):
-        if os.readlink(path).isdigit():  # A dead process's: the socket is this one's by now.
+        if os.readlink(path).isdigit():  # Stale: this process holds the socket.
             os.unlink(path)
     with suppress(OSError):
         os.symlink(str(os.getpid()), path)

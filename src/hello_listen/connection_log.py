@@ -1,4 +1,4 @@
-"""The connection log: numbers records, queues them, and counts what becomes of them."""
+"""The connection log: numbers records, queues them, writes them in a thread, counts losses."""
 
 from __future__ import annotations
 
@@ -30,34 +30,34 @@ from hello_listen.connection import (
 )
 
 MAX_QUEUED_BYTES = 16 * 2**20
-"""Bytes of records that are kept in memory while they cannot be written, some 55,000 records."""
+"""Upper bound of the queue in memory, in bytes: some 55,000 records."""
 
 JOIN_TIMEOUT = 0.1
-"""Seconds that the threads of a closed log have for their last step when it is opened again."""
+"""Seconds that L{ConnectionLog.open} waits for each thread of the previous run to end."""
 
 BATCH_INTERVAL = 0.01
-"""Seconds for which records are collected before they are written together."""
+"""Seconds for which records are collected into a batch."""
 
 MAX_BATCH_LINES = 5000
-"""Most lines that are written together: while they are joined, the reactor's thread waits."""
+"""Upper bound of a batch, in lines: the thread that joins them holds the interpreter's lock."""
 
 RETRY_INTERVAL = 0.5
-"""Seconds between attempts to write what could not be written."""
+"""Seconds between attempts after a write has failed."""
 
 MAX_WRITE_DELAY = 2.0
-"""Seconds that a record may wait before the log counts as failing."""
+"""Seconds that a record may stay in the queue before the log counts as failing."""
 
 RECOVERY_TIME = 2.0
-"""Seconds without a failure after which the log says that it works again."""
+"""Seconds without a failure after which the log counts as working again."""
 
 CLOSE_TIMEOUT = 5.0
-"""Seconds that the log has at its end to write what is left."""
+"""Upper bound of L{ConnectionLog.close}, in seconds."""
 
 END_TIMEOUT = 0.5
-"""Of these, the seconds reserved for the lines that say what was lost."""
+"""Seconds of the close timeout that are reserved for the lines that count losses."""
 
 PROC = Path("/proc")
-"""Where Linux tells of processes (proc(5))."""
+"""Linux's files about processes (proc(5))."""
 
 _TOTALS = "Connections: {connections}, recorded: {recorded}, summarized: {summarized}, lost: {lost}"
 
@@ -65,7 +65,7 @@ _log = Logger(namespace="hello_listen")
 
 
 class Counts(NamedTuple):
-    """What a line accounts for: sequence numbers, and connections by what became of them."""
+    """The sequence numbers and the connections, by outcome, that a line accounts for."""
 
     numbers: int
     recorded: int = 0
@@ -81,18 +81,19 @@ class ConnectionLog:
     """
     An observer that appends each connection to a file, a pipe or standard output, as JSON.
 
-    Its records are numbered from 1 and carry its C{id}, so that each is accounted for: a gap is a
-    loss. They are written by a thread of their own, which starts with the reactor or the first
-    record: a blocked write delays neither connections nor process exit. A second thread reports
-    records that wait for too long. L{HelloService} closes it; without a service, C{await
-    log.close()} after the port has stopped.
+    It numbers its records from 1 and adds its C{id} to each, so that a gap in the numbers shows a
+    loss. A thread writes them, so that a blocked write delays neither connections nor process exit;
+    it starts with the reactor or the first record. A second thread reports records that wait too
+    long. L{HelloService} closes the log; without a service, C{await log.close()} after the port has
+    stopped.
 
     @ivar id: 12 random hexadecimal digits, in every line that this log writes.
-    @ivar connections: how many it was told of so far; each is, or will be, one of the next three.
-    @ivar recorded: how many have a written record of their own.
-    @ivar summarized: how many are counted in a written summary.
-    @ivar lost: how many were dropped.
-    @ivar waiting: how many bytes of records are kept in memory.
+    @ivar connections: number of connections that it was called with; each ends up in one of the
+        next three counts.
+    @ivar recorded: number of connections with a written record of their own.
+    @ivar summarized: number of connections that a written summary counts.
+    @ivar lost: number of connections that will never be in the log.
+    @ivar waiting: bytes of records in memory.
     """
 
     def __init__(
@@ -105,14 +106,14 @@ class ConnectionLog:
         """
         Open the log.
 
-        @param path: a file, which is made if need be, and opened anew once it was renamed or
-            removed; a pipe that somebody reads; or C{-} for standard output.
-        @param kept: how many bytes of records to keep while they cannot be written.
-        @param reactor: the thread starts when it runs; by default the global reactor.
-        @param umask: the mode bits that new files lack; by default those of the process for the
-            first file, whose mode later ones get.
+        @param path: a file, which is created if it does not exist, and reopened after it was
+            renamed or removed; a pipe with a reader; or C{-} for standard output.
+        @param kept: the upper bound of the queue in memory, in bytes.
+        @param reactor: the thread starts when this runs; by default the global reactor.
+        @param umask: the umask for new files. By default, the first file gets the umask of the
+            process, and later files get the mode of the file before them.
 
-        @raise OSError: it cannot be opened.
+        @raise OSError: the path cannot be opened.
         """
         if reactor is None:
             from twisted.internet import reactor
@@ -123,11 +124,11 @@ class ConnectionLog:
 
     def open(self) -> None:
         """
-        Open the log again after L{close}, as a new run: with another C{id}, and counts from 0.
+        Open the log again after L{close}, as a new run, with a new C{id} and all counts at 0.
 
-        A log that is open stays as it is.
+        On an open log, this does nothing.
 
-        @raise OSError: it cannot be opened, or a write of the run before is still stuck.
+        @raise OSError: the path cannot be opened, or a write of the previous run is still blocked.
         """
         if not self._closing.is_set():
             return
@@ -138,7 +139,7 @@ class ConnectionLog:
         self._begin(str(self._file))
 
     def _begin(self, path: str | os.PathLike[str]) -> None:
-        """Open the file, and begin a run."""
+        """Open the file and start a run."""
         self.id = uuid4().hex[-12:]
         self.connections = self.recorded = self.summarized = self.lost = 0
         self._file = LogFile(path, self._umask)
@@ -157,29 +158,29 @@ class ConnectionLog:
         self._ended = Event()
         self._limit: Any = None
         self._closed: Deferred[ConnectionLog] = Deferred()
-        # What follows is shared with the threads, and the lock guards it.
+        # The lock guards all attributes from here on, which the threads share.
         self._lock = Lock()
         self._lines: list[str] = []
         self._counts: list[Counts] = []
         self.waiting = 0
         self._missing: dict[str, int] = {}
-        # Arrival of the first queued line, and of the first line that is being written.
+        # When the oldest line of the queue was added, and the oldest line of the current batch.
         self._queuedAt = 0.0
         self._takenAt: float | None = None
         self._isTorn = False
-        # Not now: a daemonizing twistd forks, and threads do not survive that.
+        # Not yet: threads do not survive the fork of a daemonizing twistd.
         self._reactor.callWhenRunning(self._start)
 
     @property
     def failing(self) -> str | None:
-        """Why the log, or the file that its path leads to, cannot be written; or L{None}."""
+        """Why the log, or the file at its path, cannot be written; or L{None}."""
         return self._failure or self._file.stale
 
     def __call__(self, record: Connection | Summary) -> None:
         """
-        Take a connection, or a summary of several, to be recorded. This does not block.
+        Queue a connection, or a summary of several. This does not block.
 
-        @param record: what to record.
+        @param record: the connection or summary.
 
         @raise ValueError: the log is closed.
         """
@@ -211,16 +212,16 @@ class ConnectionLog:
             self._wake.set()
 
     def reopen(self) -> None:
-        """Have the thread open the file anew, as logrotate wants. This does not block."""
+        """Have the thread reopen the file, for logrotate. This does not block."""
         self._reopen = True
         self._wake.set()
 
     def close(self) -> Deferred[ConnectionLog]:
         """
-        Take no more records, write what is left, close the file, and log how much was recorded.
+        Refuse further records, write the queue, close the file, and log the counts.
 
-        @return: a L{Deferred} that fires with this log when that is done, after 5 seconds at most.
-            A write that is stuck for longer closes the file when it ends.
+        @return: a L{Deferred} that fires with this log when that is done, within 5 seconds. If a
+            write is still blocked then, the thread closes the file when the write ends.
         """
         if not self._closing.is_set():
             self._closing.set()
@@ -235,7 +236,7 @@ class ConnectionLog:
         return self._closed
 
     def _start(self) -> None:
-        """Start the threads, unless they are there."""
+        """Start the threads that do not run yet."""
         if self._thread is None and not self._closing.is_set():
             try:
                 self._watcher = self._watcher or _started(self._watch, "connection log watch")
@@ -245,7 +246,7 @@ class ConnectionLog:
                 raise
 
     def _miss(self, count: int) -> None:
-        """Count a record that there is no room for; gaps are contiguous."""
+        """Count a record for which the queue has no room; gaps are contiguous."""
         missing = self._missing
         missing["count"] = missing.get("count", 0) + 1
         missing["connections"] = missing.get("connections", 0) + count
@@ -275,12 +276,12 @@ class ConnectionLog:
         return dumps({**head, **fields}) + "\n"
 
     def _total(self) -> dict[str, int]:
-        """Return what has become of the connections so far, and the last number given out."""
+        """Return the counts of connections so far, and the last sequence number."""
         names = "connections", "recorded", "summarized", "lost"
         return {name: getattr(self, name) for name in names} | {"sequence.last": self._sequence}
 
     def _run(self) -> None:
-        """Write batch after batch, between two lines about the log, until it is closed."""
+        """Write the opening line, batches until the log is closed, and the closing line."""
         opened: dict[str, str | int] = {"service.version": __version__}
         opened |= {"process.pid": os.getpid(), "host.name": socket.gethostname(), **_process()}
         with self._lock:
@@ -317,7 +318,7 @@ class ConnectionLog:
         self._reactor.callFromThread(self._closed.callback, self)
 
     def _writeLines(self) -> bool:
-        """Write the lines that wait. Return False if the time limit came first."""
+        """Write the queue. Return False if the timeout came first."""
         while True:
             batch, counts = self._takeBatch()
             if not batch:
@@ -326,7 +327,7 @@ class ConnectionLog:
                 return False
 
     def _takeBatch(self) -> tuple[bytes, list[Counts]]:
-        """Return the next lines to be written, and what each counts."""
+        """Remove a batch from the queue, and return it with the counts of its lines."""
         with self._lock:
             if self._missing:
                 self._endMissing()
@@ -336,7 +337,7 @@ class ConnectionLog:
         return "".join(lines).encode(), counts
 
     def _write(self, batch: bytes, counts: list[Counts]) -> bool:
-        """Write a batch, retrying on errors. Return False if the time limit came first."""
+        """Write a batch, retrying on errors. Return False if the timeout came first."""
         start = counted = 0
         while start < len(batch):
             try:
@@ -350,7 +351,7 @@ class ConnectionLog:
                     return False
                 begun, start = start, start + written
                 self.waiting -= written
-                # Counting the lines takes 0.09 µs for each, so do that for parts only.
+                # After a whole batch, the number of lines is known, and counting takes time.
                 isPart = start < len(batch)
                 whole = counted + batch.count(b"\n", begun, start) if isPart else len(counts)
                 self._count(counts[counted:whole])
@@ -362,7 +363,7 @@ class ConnectionLog:
         return True
 
     def _writeLast(self) -> None:
-        """Write the end without retrying: a full disk may have room for a shorter line."""
+        """Write the last lines without retrying: a full disk may have room for the shorter text."""
         with self._lock:
             if self._ended.is_set():
                 return
@@ -384,14 +385,14 @@ class ConnectionLog:
                 return
 
     def _count(self, counts: list[Counts]) -> None:
-        """Count the connections in lines that were written."""
+        """Add the connections of written lines to the counts."""
         records = counts.count(_ONE_RECORD)
         self.recorded += records
         if records < len(counts):
             self.summarized += sum(each.summarized for each in counts)
 
     def _fail(self, reason: str) -> None:
-        """Log the first failure only."""
+        """Record a failure, and log the first only."""
         with self._telling:
             self._failedAt = monotonic()
             if self._failure is None:
@@ -403,14 +404,14 @@ class ConnectionLog:
                 )
 
     def _recover(self) -> None:
-        """Log that nothing has failed for a while."""
+        """Log that the log works again, if nothing has failed for long enough."""
         with self._telling:
             if monotonic() >= self._failedAt + RECOVERY_TIME:
                 self._failure = None
                 _log.info("Connection log works again: {path!r}", path=str(self._file))
 
     def _watch(self) -> None:
-        """Report records that wait for too long; the other thread may be stuck in a write."""
+        """Report records that wait too long: the writing thread may be blocked."""
         pause = MAX_WRITE_DELAY
         while True:
             self._busy.wait()
@@ -433,13 +434,13 @@ class ConnectionLog:
                 self._wake.set()
 
     def _end(self) -> None:
-        """Count no more, and end the thread that watches."""
+        """Stop counting, and end the watching thread."""
         with self._lock:
             self._ended.set()
         self._busy.set()
 
     def _finish(self, _: object) -> ConnectionLog:
-        """Count what is left as lost, and log the counts."""
+        """Count unwritten connections as lost, and log the counts."""
         if self._limit is not None and self._limit.active():
             self._limit.cancel()
         self._givenUp.set()
@@ -450,21 +451,21 @@ class ConnectionLog:
 
 
 def _started(target: Callable[[], None], name: str) -> Thread:
-    """Start a thread that does not delay the end of the process."""
+    """Start a daemon thread, which does not delay the end of the process."""
     thread = Thread(target=target, name=name, daemon=True)
     thread.start()
     return thread
 
 
 def _process() -> dict[str, str | int]:
-    """Return what tells this process from all others, as far as the system tells: see proc(5)."""
+    """Return the fields that identify this process among all, as far as proc(5) has them."""
     found: dict[str, str | int] = {}
     with suppress(OSError):
         found["host.boot.id"] = (PROC / "sys/kernel/random/boot_id").read_text().strip()
     with suppress(OSError):
         found["process.pid_namespace"] = (PROC / "self/ns/pid").stat().st_ino
     with suppress(OSError, IndexError, ValueError):
-        # The name, in parentheses, may hold anything; the third field follows it.
+        # Field 2, the name in parentheses, may contain spaces and parentheses; field 3 follows.
         fields = (PROC / "self/stat").read_bytes().rpartition(b")")[2].split()
         found["process.start_ticks"] = int(fields[22 - 3])
     return found
