@@ -1,4 +1,4 @@
-"""Makes a report: reads the logs, and asks the database what is told."""
+"""Makes a report: reads the logs into the database, and runs the queries."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ def ask(
     top: int = 20,
 ) -> Report:
     """
-    Return what logs tell.
+    Return the report of logs.
 
-    @param database: an empty one.
+    @param database: an empty database.
     @param inputs: the logs.
-    @param problems: what is known to be wrong with other files.
-    @param since: the first moment of the period to report, or L{None}.
-    @param until: the first moment after it, or L{None}.
-    @param sort: which clients to name first: of most C{connections}; of the latest C{first} or
-        C{last} connection.
-    @param top: how many clients to name.
+    @param problems: the problems of files that are not among the logs.
+    @param since: the start of the period to report, or L{None}.
+    @param until: the end of the period, exclusive, or L{None}.
+    @param sort: the order of clients: most C{connections}, or latest C{first} or C{last}
+        connection.
+    @param top: the number of clients to list.
 
     @raise duckdb.Error: the database cannot be written.
     """

@@ -23,11 +23,11 @@ EXIT_STATUSES = """
 exit status:
   0  nothing is missing
   1  something is missing
-  2  error: no report, or a file could not be read whole, and the report is about the rest
-  3  nothing is known to be missing, but more may be: a run was killed, was not closed and its
-     process cannot be seen from here, or began before these files; or records have no id
+  2  error: there is no report, or it lacks what could not be read of a file
+  3  nothing is known to be missing, but something may be: a run was killed, was not closed and
+     its process cannot be seen from here, or began before these files; or records have no id
 
-A run that is open, because its process still writes, is no error.
+A run that is open, because its process is still running, is no error.
 """
 
 
@@ -63,15 +63,15 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "files", nargs="+", metavar="FILE", help="a log, also .gz; a pattern; - for standard input"
     )
     parser.add_argument("--since", type=moment, metavar="TIME", help=f"{TIME_EXAMPLES}; in UTC")
-    parser.add_argument("--until", type=moment, metavar="TIME", help="the time to stop before")
+    parser.add_argument("--until", type=moment, metavar="TIME", help="end of the period, exclusive")
     parser.add_argument(
-        "--top", type=_number, default=20, metavar="N", help="clients (default: 20)"
+        "--top", type=_number, default=20, metavar="N", help="clients to list (default: 20)"
     )
     parser.add_argument(
         "--sort",
         choices=("connections", "first", "last"),
         default="connections",
-        help="clients with the most connections, or the latest first or last one, at the top",
+        help="order of clients: most connections, or latest first or last connection",
     )
     parser.add_argument("--svg", metavar="FILE", help="draw the connections over time")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -82,7 +82,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _number(text: str) -> int:
-    """Parse a number of clients."""
+    """Parse the number of clients."""
     if not (text.isascii() and text.isdecimal()):
         raise argparse.ArgumentTypeError(f"not a number of clients: {text!r}")
     return int(text)
@@ -113,7 +113,7 @@ def _report(options: argparse.Namespace) -> int:
             try:
                 report = asked.result()
             except KeyboardInterrupt:
-                # DuckDB does not heed signals.
+                # DuckDB ignores signals.
                 database.stop()
                 raise
     except duckdb.Error as error:
@@ -130,7 +130,7 @@ def _report(options: argparse.Namespace) -> int:
 
 @contextmanager
 def _stoppable() -> Iterator[None]:
-    """Raise L{KeyboardInterrupt} for the first signal that ends the process, ignore others."""
+    """Raise L{KeyboardInterrupt} at the first signal that ends the process; ignore later ones."""
     numbers: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     handlers: dict[int, Any] = {}
 
@@ -153,19 +153,19 @@ def _print(text: str) -> None:
     """
     Print to standard output.
 
-    @raise OSError: it cannot be written, unless its reader has enough, as head has.
+    @raise OSError: it cannot be written. A reader that ends early, such as head, is no error.
     """
     try:
         print(text, flush=True)
     except OSError as error:
-        # The interpreter flushes again when it ends.
+        # The interpreter flushes again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):
             raise
 
 
 def _warn(lines: Iterable[str]) -> None:
-    """Print to standard error, if there is one."""
+    """Print to standard error, if it is open."""
     for line in lines:
         if sys.stderr is not None:
             with suppress(OSError):
@@ -173,6 +173,6 @@ def _warn(lines: Iterable[str]) -> None:
 
 
 def _fail(*reasons: str) -> int:
-    """Print why there is no report, and return the exit status."""
+    """Print the reasons why there is no report, and return the exit status."""
     _warn(f"hello-listen-report: {asciiText(reason)}" for reason in reasons)
     return 2

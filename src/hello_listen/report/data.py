@@ -1,4 +1,4 @@
-"""The report for scripts: as JSON."""
+"""The report as JSON, for scripts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from hello_listen.report.facts import COUNTS, Report
 
-# What has another name there than in the connection log.
+# Attributes of the report that have another name in the connection log.
 _NAMES = {
     "id": "service.instance.id",
     "host": "host.name",
@@ -47,12 +47,12 @@ def toJSON(report: Report) -> str:
 
 
 def _objects(values: list[Any]) -> list[dict[str, Any]]:
-    """Return values as JSON has them."""
+    """Return the fields of dataclasses, under their names in the JSON."""
     return [
         {_NAMES.get(name, name): field for name, field in vars(each).items()} for each in values
     ]
 
 
 def _time(moment: datetime) -> str:
-    """Return a time as the connection log has it."""
+    """Return a time in the format of the connection log."""
     return moment.isoformat(timespec="microseconds") + "Z"

@@ -1,4 +1,4 @@
-"""DuckDB's table of what stands in the logs, and the queries over it."""
+"""The DuckDB database of the logs' lines, and the queries over it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import duckdb
 
 MAX_MEMORY = "400MB"
-"""Memory for DuckDB's tables; beyond that it uses the temporary folder. Buffers come on top."""
+"""Memory for DuckDB's tables, without its buffers; beyond it, DuckDB uses the temporary folder."""
 
 MAX_THREADS = 4
 """Threads that read, each with a buffer of 32 MiB."""
@@ -25,7 +25,7 @@ class Database:
     A database in a temporary folder, and the queries of the folder C{queries}.
 
     @ivar folder: the temporary folder.
-    @ivar stopped: set when nothing more is to be read.
+    @ivar stopped: set by L{stop}.
     """
 
     def __init__(self, folder: str) -> None:
@@ -52,7 +52,7 @@ class Database:
         self._connection.close()
 
     def stop(self) -> None:
-        """Let the query that runs and later ones fail. Any thread may call this."""
+        """Make the running query and all later ones fail. Any thread may call this."""
         self.stopped.set()
         self._connection.interrupt()
 
@@ -63,20 +63,20 @@ class Database:
         @param query: its name.
         @param values: its parameters.
 
-        @raise duckdb.Error: it failed.
+        @raise duckdb.Error: the query failed.
         """
         if self.stopped.is_set():
             raise duckdb.InterruptException("stopped")
         self._connection.execute((_QUERIES / f"{query}.sql").read_text(), values or None)
 
     def rows(self, query: str, **values: object) -> list[dict[str, Any]]:
-        """Run a query, and return its rows by the names of their columns."""
+        """Run a query, and return its rows as dictionaries."""
         self.run(query, **values)
         names = [column[0] for column in self._connection.description or ()]
         return [dict(zip(names, row, strict=True)) for row in self._connection.fetchall()]
 
     def column(self, query: str) -> Iterator[Any]:
-        """Run a query, and yield the first column of its rows. No other query may run meanwhile."""
+        """Run a query, and yield the first column of each row. Run no other query until it ends."""
         self.run(query)
         while rows := self._connection.fetchmany(10_000):
             yield from (row[0] for row in rows)

@@ -13,9 +13,9 @@ _SVG = re.compile(rb"(\s|<\?xml.*?\?>|<!--.*?-->|<!DOCTYPE svg.*?>)*<svg[\s>]", 
 
 def checkTarget(path: str) -> None:
     """
-    Refuse to overwrite what is not a drawing: in C{--svg connections.jsonl*}, that is a log.
+    Check that a path is free or leads to a drawing: in C{--svg connections.jsonl*}, it is a log.
 
-    @raise OSError: the path leads to something else than a drawing.
+    @raise OSError: the path leads to something else.
     """
     if not os.path.lexists(path):
         return
@@ -30,7 +30,7 @@ def writeDrawing(report: Report, path: str) -> None:
     """
     Write the drawing.
 
-    @raise OSError: it cannot be written. Half a drawing is removed.
+    @raise OSError: it cannot be written. An incomplete drawing is removed.
     """
     with open(path, "w", encoding="ascii") as file:
         try:

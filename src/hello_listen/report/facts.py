@@ -1,4 +1,4 @@
-"""What a report tells, as values."""
+"""The dataclasses of a report."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ COUNTS = ("connections", "recorded", "summarized", "lost", "missing")
 @dataclass(frozen=True)
 class Problem:
     """
-    A file that could not be read, or not all of it.
+    A file that could not be read, or not completely.
 
-    @ivar file: its name, as it was given.
-    @ivar reason: what is wrong with it.
+    @ivar file: its name, as on the command line.
+    @ivar reason: the reason.
     """
 
     file: str
@@ -24,13 +24,13 @@ class Problem:
 @dataclass(frozen=True)
 class Run:
     """
-    What one process wrote.
+    The records of one run of a connection log.
 
     @ivar id: its C{service.instance.id}.
-    @ivar state: C{closed}, C{open}, C{killed}, or C{not closed} where that cannot be told.
-    @ivar lowest: the number that its records in the files begin with.
-    @ivar highest: the last number that it is known to have given out, or L{None}.
-    @ivar missing: how many numbers are in no file; where something is C{unknown}, at least.
+    @ivar state: C{closed}, C{open}, C{killed}, or C{not closed} if neither is known.
+    @ivar lowest: the first sequence number in the files.
+    @ivar highest: the last sequence number that is known, or L{None}.
+    @ivar missing: the number of missing records; a lower bound if C{unknown} is not empty.
     @ivar unknown: C{beginning}, C{end}, both or neither: where more may be missing.
     """
 
@@ -53,14 +53,13 @@ class Run:
 @dataclass(frozen=True)
 class Client:
     """
-    A client, as L{hello_listen._addresses.clientIdentity} tells it from others.
+    A client, as identified by L{hello_listen._addresses.clientIdentity}.
 
-    @ivar address: its address or name; an IPv6 network where it has several, or may have.
-    @ivar transport: C{tcp}, C{udp}, C{unix} or C{pipe}; L{None} for clients that are not told
-        apart.
-    @ivar addresses: how many addresses of it were recorded.
-    @ivar ports: the server's ports that it reached.
-    @ivar servers: the servers without a port that it reached.
+    @ivar address: its address or name; an IPv6 network if it has, or may have, several addresses.
+    @ivar transport: C{tcp}, C{udp}, C{unix} or C{pipe}; L{None} for a summary of unnamed clients.
+    @ivar addresses: the number of its addresses in records.
+    @ivar ports: the server ports that it reached.
+    @ivar servers: the servers without a port, such as UNIX sockets, that it reached.
     """
 
     address: str | None
@@ -74,13 +73,13 @@ class Client:
 
     @property
     def isOne(self) -> bool:
-        """Whether this is one client, and not all those that are not told apart."""
+        """Whether this is one client, not a summary of unnamed clients."""
         return self.address is not None or self.transport in ("unix", "pipe")
 
 
 @dataclass(frozen=True)
 class Server:
-    """What came to a port, or to a server without one; summaries may name neither."""
+    """The connections to a port, or to a server without one; summaries may name neither."""
 
     port: int | None
     server: str | None
@@ -91,12 +90,12 @@ class Server:
 
     @property
     def isKnown(self) -> bool:
-        """Whether it is named."""
+        """Whether the records name the server."""
         return self.port is not None or self.server is not None
 
     @property
     def name(self) -> str:
-        """What people call it."""
+        """The name in the report."""
         return self.server or "unknown" if self.port is None else str(self.port)
 
 
@@ -112,7 +111,7 @@ class Failure:
 
     @property
     def name(self) -> str:
-        """What people call it."""
+        """The name in the report."""
         return self.error
 
 
@@ -127,11 +126,11 @@ class Bar:
 @dataclass(frozen=True)
 class Unit:
     """
-    What a bar stands for, and how precise times are.
+    The unit of the bars, and the precision of times.
 
-    @ivar longest: the longest span that is shown with such bars.
-    @ivar shown: how many characters of a bar's start tell it from others.
-    @ivar precise: how many characters of other times are shown.
+    @ivar longest: the longest time span for this unit.
+    @ivar shown: the length of a bar's label, in characters of ISO 8601.
+    @ivar precise: the length of other times, in characters of ISO 8601.
     """
 
     name: str
@@ -141,11 +140,11 @@ class Unit:
     precise: int = 16
 
     def label(self, start: datetime) -> str:
-        """Return the start of a bar as people read it."""
+        """Return the label of a bar."""
         return start.isoformat(" ")[: self.shown]
 
     def format(self, moment: datetime | None) -> str:
-        """Return a time as people read it."""
+        """Return a time, truncated to the precision."""
         return moment.isoformat(" ")[: self.precise] if moment else ""
 
 
@@ -160,13 +159,13 @@ BAR_UNITS = (
 @dataclass(frozen=True)
 class Report:
     """
-    What there is to tell.
+    A report.
 
-    @ivar clients: those that were asked for, of C{clientCount}.
-    @ivar lines: how many lines the logs have.
-    @ivar seen: how many connections the clients made, servers got, and bars show.
-    @ivar unnumbered: how many records have no id: nobody can say whether any is missing.
-    @ivar torn: how many lines are no records.
+    @ivar clients: the first C{--top} of C{clientCount} clients.
+    @ivar lines: the number of lines in the logs.
+    @ivar seen: the number of connections in records, which clients, servers and bars add up to.
+    @ivar unnumbered: the number of records without an id, of which any number may be missing.
+    @ivar torn: the number of lines that are no records.
     @ivar repeated: whether lines were read twice.
     """
 
@@ -195,12 +194,12 @@ class Report:
 
     @property
     def unknown(self) -> int:
-        """Of how many runs nobody can know whether more is missing."""
+        """The number of runs of which more records may be missing."""
         return sum(bool(run.unknown) for run in self.runs)
 
     @property
     def isUncertain(self) -> bool:
-        """Whether more may be missing than is told: records without an id have no numbers."""
+        """Whether more records may be missing than the report counts."""
         return bool(self.unknown or self.unnumbered)
 
     @property

@@ -1,4 +1,4 @@
-"""The files that a report is to be made from."""
+"""Finds the files of a report."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _DESCRIPTORS = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")
 @dataclass(frozen=True)
 class Input:
     """
-    A log to be read.
+    A log.
 
-    @ivar name: its name, as it was given.
-    @ivar isPlain: whether DuckDB can read it as it is.
+    @ivar name: its name, as on the command line.
+    @ivar isPlain: whether DuckDB can read it directly.
     """
 
     name: str
@@ -32,13 +32,13 @@ class Input:
         """
         Yield its bytes.
 
-        @param stopped: when set, nothing more is waited for.
+        @param stopped: ends the iteration when set.
 
-        @raise OSError: it cannot be read.
+        @raise OSError: the file cannot be read.
         """
         with open(0 if self.name == "-" else self.name, "rb", 0, closefd=self.name != "-") as file:
             while not stopped.is_set():
-                # A pipe may have nothing to read for ever.
+                # A pipe may stay empty for ever.
                 if select.select([file], [], [], 0.1)[0]:
                     chunk = file.read(CHUNK_SIZE)
                     if not chunk:
@@ -48,7 +48,7 @@ class Input:
 
 def findInputs(names: Sequence[str]) -> tuple[list[Input], list[Problem]]:
     """
-    Return what can be read, each file once, and what cannot.
+    Return the readable files, each once, and the problems of others.
 
     @param names: files, patterns, C{-}, or descriptors such as C{/dev/fd/3}.
     """
@@ -65,7 +65,7 @@ def findInputs(names: Sequence[str]) -> tuple[list[Input], list[Problem]]:
 
 
 def _matches(name: str) -> list[str]:
-    """Return the files that a pattern matches, or the name where it matches none or is none."""
+    """Return the files that match a pattern, or the name itself if there are none."""
     if os.path.lexists(name):
         return [name]
     return sorted(path for path in glob.iglob(name, recursive=True) if not os.path.isdir(path)) or [
@@ -75,14 +75,14 @@ def _matches(name: str) -> list[str]:
 
 def _open(name: str, status: os.stat_result) -> Input:
     """
-    Return a file to be read.
+    Return a file as an input.
 
-    @raise OSError: it cannot be read; without an error number if it is nothing to be read.
+    @raise OSError: the file cannot be read.
     """
     if name == "-":
         return Input(name, False)
     if stat.S_ISFIFO(status.st_mode):
-        # Whoever opens another one takes what was meant for somebody else.
+        # Reading a named pipe would take data from its proper reader.
         if not name.startswith(_DESCRIPTORS):
             raise OSError("a named pipe, not a file")
         return Input(name, False)
@@ -95,7 +95,7 @@ def _open(name: str, status: os.stat_result) -> Input:
 
 
 def _reason(name: str, error: OSError) -> str:
-    """Return why a name cannot be read."""
+    """Return the reason why a file cannot be read."""
     if isinstance(error, FileNotFoundError):
         if os.path.islink(name):
             return "a symbolic link to a file that does not exist"

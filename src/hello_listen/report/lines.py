@@ -1,4 +1,4 @@
-"""The lines of a log that DuckDB cannot read as it is: compressed, damaged, or no file."""
+"""Reads the lines of logs that DuckDB cannot read: compressed or damaged files, and pipes."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import zlib
 from collections.abc import Iterable, Iterator
 
 MAX_LINE_SIZE = 16 * 2**20
-"""Bytes of the longest line that is read."""
+"""Upper bound of a line, in bytes; longer ones are skipped."""
 
 CHUNK_SIZE = 2**20
-"""Bytes that are read, decompressed or passed on at a time."""
+"""Bytes that are read or decompressed at a time."""
 
 _GZIP = b"\x1f\x8b"
 _GZIP_BITS = 16 + zlib.MAX_WBITS
@@ -22,37 +22,37 @@ _TWISTED = re.compile(rb"\d{4}-\d\d-\d\d[T ][\d:]{8}\S* \[")
 
 
 def isPlain(start: bytes) -> bool:
-    """Say by the first bytes of a log whether DuckDB can read it as it is."""
+    """Return whether DuckDB can read a log directly, given its first bytes."""
     return not start.startswith((_GZIP, _BOM))
 
 
 class Lines:
     """
-    Iterates over a log's lines, in pieces of whole lines, and finds what is wrong with the log.
+    Iterates over a log in chunks of whole lines, and finds damage.
 
-    NUL bytes, which the crash of a system leaves in a file, end a line. Lines of more than 16 MiB
-    are left out.
+    NUL bytes, which a system crash leaves in a file, end a line. Lines of more than 16 MiB are
+    skipped.
 
-    Torn lines are replaced by others that are no records either: DuckDB before 2.0 takes the next
-    line for the end of one that breaks off where a value should come.
+    Torn lines are replaced by a placeholder: DuckDB before 2.0 takes the next line for the rest of
+    a line that ends where a value should begin.
 
-    @ivar damage: after the iteration, what is wrong with the log, or L{None}.
+    @ivar damage: after the iteration, the first damage that was found, or L{None}.
     @ivar hasTorn: whether there were torn lines so far.
-    @ivar isFalse: whether what was read is not what was once written.
+    @ivar isFalse: whether the decompressed data is wrong, so that its lines must not count.
     """
 
     def __init__(self, chunks: Iterable[bytes]) -> None:
         """
         Read a log.
 
-        @param chunks: its bytes, compressed by gzip or not.
+        @param chunks: its bytes, with or without gzip compression.
         """
         self.damage: str | None = None
         self.hasTorn = self.isFalse = False
         self._chunks = iter(chunks)
 
     def __iter__(self) -> Iterator[bytes]:
-        """Yield whole lines, many at a time."""
+        """Yield chunks of whole lines."""
         start, isLog = b"", False
         for lines in self._whole():
             start = start or lines.lstrip()[:99]
@@ -69,11 +69,11 @@ class Lines:
             self._damage("not a connection log: no line is a record")
 
     def _damage(self, reason: str) -> None:
-        """Keep what is found wrong first."""
+        """Record damage; the first counts."""
         self.damage = self.damage or reason
 
     def _whole(self) -> Iterator[bytes]:
-        """Yield whole lines of the log as far as it can be read."""
+        """Yield chunks of whole lines, up to the first damage that ends reading."""
         line, tooLong = b"", False
         try:
             for chunk in self._decompressed():
@@ -100,7 +100,7 @@ class Lines:
             yield line + b"\n"
 
     def _decompressed(self) -> Iterator[bytes]:
-        """Yield the log's bytes, decompressed if need be."""
+        """Yield the log's bytes, decompressed."""
         first = next(self._chunks, b"")
         if first.startswith(_GZIP):
             yield from _decompress(first, self._chunks)
@@ -111,11 +111,11 @@ class Lines:
 
 def _decompress(chunk: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
     """
-    Decompress what gzip wrote, also where several files were appended to each other.
+    Decompress a gzip file of one or several members.
 
-    @raise EOFError: it is truncated.
-    @raise OSError: something else comes behind it.
-    @raise zlib.error: it is damaged.
+    @raise EOFError: the file is truncated.
+    @raise OSError: other data follows the last member.
+    @raise zlib.error: the compressed data is damaged.
     """
     member = zlib.decompressobj(_GZIP_BITS)
     while chunk:
@@ -123,7 +123,7 @@ def _decompress(chunk: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
         if not member.eof:
             chunk = member.unconsumed_tail or next(rest, b"")
             continue
-        # Zeros may follow as padding.
+        # Zeros may follow a member, as padding.
         chunk = member.unused_data.lstrip(b"\0") or next(rest, b"").lstrip(b"\0")
         if chunk and not _GZIP.startswith(chunk[:2]):
             raise OSError("something else behind its compressed data")

@@ -1,4 +1,4 @@
-"""Times, as they are given on the command line."""
+"""Parses times of the command line."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def moment(text: str) -> datetime:
     """
     Return a time in UTC, without a time zone.
 
-    @param text: a date or time of ISO 8601, in UTC unless it says otherwise; C{today} or
-        C{yesterday}, when they begin in UTC; or how long ago, such as C{24h}.
+    @param text: a date or time of ISO 8601, in UTC unless it has an offset; C{today} or
+        C{yesterday}, for midnight UTC; or a duration before now, such as C{24h}.
 
-    @raise ArgumentTypeError: it is neither.
+    @raise ArgumentTypeError: it is none of these.
     """
     now = datetime.now(timezone.utc).replace(tzinfo=None)
     midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)

@@ -1,4 +1,4 @@
-"""Reads logs into the database, each as far as it can be read."""
+"""Reads logs into the database."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from hello_listen.report.inputs import Input
 from hello_listen.report.lines import Lines
 
 PART_SIZE = 128 * 2**20
-"""Bytes of a file that DuckDB gets in pieces. It would keep what it reads from a pipe in memory."""
+"""Bytes of a temporary file for DuckDB, which would keep the contents of a pipe in memory."""
 
 _MESSAGES = {
     "connection": CONNECTION_MESSAGE,
@@ -38,15 +38,15 @@ def readLogs(
     database: Database, inputs: Sequence[Input], since: datetime | None, until: datetime | None
 ) -> list[Problem]:
     """
-    Read logs, and return what is wrong with them.
+    Read logs, and return their problems.
 
-    DuckDB reads plain files by itself, which is faster. It gives up on lines that are too long, and
-    loses records beside NUL bytes and torn lines, so files with any are read again, line by line.
+    DuckDB reads plain files itself, which is faster. It fails at long lines, and loses records next
+    to NUL bytes and torn lines, so files with any of these are read again, line by line.
 
-    @param database: where the records go.
+    @param database: the database that gets the records.
     @param inputs: the logs.
-    @param since: the first moment of the period in which connections are counted, or L{None}.
-    @param until: the first moment after it, or L{None}.
+    @param since: the start of the period in which connections are counted, or L{None}.
+    @param until: the end of the period, exclusive, or L{None}.
 
     @raise duckdb.Error: the records cannot be stored.
     """
@@ -59,7 +59,7 @@ def readLogs(
     links = {}
     for number, each in enumerate(inputs):
         if each.isPlain:
-            # DuckDB takes no name that is not UTF-8, and takes some for patterns.
+            # DuckDB rejects names that are not UTF-8, and takes some for patterns.
             links[each] = f"{database.folder}/{number}.jsonl"
             os.symlink(os.path.abspath(each.name), links[each])
     failure = None
@@ -91,7 +91,7 @@ def readLogs(
 
 
 def _isDamaged(database: Database, log: Input) -> bool:
-    """Say whether a log has to be read line by line."""
+    """Return whether a log must be read line by line."""
     lines = Lines(log.chunks(database.stopped))
     for _ in lines:
         pass
@@ -99,7 +99,7 @@ def _isDamaged(database: Database, log: Input) -> bool:
 
 
 def _parts(folder: str, lines: Lines, numbers: Iterator[int]) -> Iterator[str]:
-    """Yield the paths of files with the lines of a log, of which each is there until the next."""
+    """Write a log's lines to temporary files, and yield their paths; each exists until the next."""
     pieces = iter(lines)
     while _writePart(path := f"{folder}/part{next(numbers)}.jsonl", pieces):
         yield path
@@ -107,7 +107,7 @@ def _parts(folder: str, lines: Lines, numbers: Iterator[int]) -> Iterator[str]:
 
 
 def _writePart(path: str, pieces: Iterator[bytes]) -> int:
-    """Write the next lines to a file, and return how many bytes these are."""
+    """Write the next lines to a file, and return its size in bytes."""
     size = 0
     with open(path, "wb") as file:
         for piece in pieces:

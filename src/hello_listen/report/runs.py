@@ -1,4 +1,4 @@
-"""What is told of a run: its counts, what is missing of it, and what cannot be known."""
+"""Computes the counts of a run, its missing records, and what is unknown."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from hello_listen.report.states import state
 
 def makeRun(row: dict[str, Any], both: int, since: datetime | None, until: datetime | None) -> Run:
     """
-    Return what is told of a run.
+    Return a run.
 
     @param row: a row of C{queries/runs.sql}.
-    @param both: how many numbers have a record and are told of as not recorded.
-    @param since: the first moment of the period to report, or L{None}.
-    @param until: the first moment after it, or L{None}.
+    @param both: the number of sequence numbers with a record that a gap record covers too.
+    @param since: the start of the period to report, or L{None}.
+    @param until: the end of the period, exclusive, or L{None}.
     """
     found = row["lowest"] is not None
     short = _shortage(row)
-    # A closing line accounts for what was lost at the end, where nothing could be written any more.
+    # The closing line also counts losses at the end that no gap record could be written for.
     highest = max(row["highest"] or 0, row["final"] or 0)
     end = (row["highest"] or 0) if short == (0, 0, 1) else highest
     lowest = 1 if row["opened"] else row["lowest"] or highest + 1
     missing = max(end - lowest + 1 - row["numbers"] - row["told"] + both, 0)
-    # Closing lines of earlier releases do not tell the last number.
+    # Closing lines of earlier releases lack the last number.
     less = sum(short) if row["final"] is None else 0
     if lowest == 1 and (found or row["opened"]):
         missing = max(missing, less)
     now = state(row)
-    # What came before or after the period does not matter to it.
+    # What is unknown outside the period does not matter.
     started = since is not None and row["first"] is not None and row["first"] <= since
     ended = until is not None and row["last"] is not None and row["last"] >= until
     unknown = []
@@ -56,10 +56,10 @@ def makeRun(row: dict[str, Any], both: int, since: datetime | None, until: datet
 
 def _shortage(row: dict[str, Any]) -> tuple[int, int, int]:
     """
-    Return how many records the files lack, by the counts of the closing line.
+    Return the number of records that the files lack, by the counts of the closing line.
 
-    That is exact for those of one connection. Of summaries, and of lines that tell of losses, it is
-    1 where any is lacking.
+    The first, of connections, is exact. The others, of summaries and gap records, are 1 if the
+    files lack any.
     """
     if not row["closed"]:
         return 0, 0, 0
@@ -71,7 +71,7 @@ def _shortage(row: dict[str, Any]) -> tuple[int, int, int]:
 
 
 def _counts(row: dict[str, Any], whole: bool) -> list[int]:
-    """Return the connections, and how many of them were recorded, summarized and lost."""
+    """Return the numbers of connections, and of recorded, summarized and lost ones."""
     if whole and row["closed"]:
         return [row[name] or 0 for name in ("connections", "recorded", "summarized", "lost")]
     counts = [row[name] or 0 for name in ("cameRecorded", "cameSummarized", "cameLost")]

@@ -1,4 +1,4 @@
-"""Whether the process of a run still lives, as far as that can be known here."""
+"""Finds out whether the process of a run is still alive."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 def state(run: dict[str, Any], proc: Path = Path("/proc")) -> str:
     """
-    Return C{closed}, C{open}, C{killed}, or C{not closed} where that cannot be told.
+    Return C{closed}, C{open}, C{killed}, or C{not closed} if the process cannot be seen.
 
     @param run: a row of C{queries/runs.sql}.
-    @param proc: the processes of this system, as proc(5) has them.
+    @param proc: the path of proc(5).
     """
     if run["closed"]:
         return "closed"
@@ -24,14 +24,15 @@ def _lives(
     proc: Path, boot: str | None, namespace: int | None, pid: int | None, ticks: int | None
 ) -> bool | None:
     """
-    Say whether a process lives; L{None} if it belongs to another system, or is out of sight.
+    Return whether a process is alive; L{None} if it is of another system or cannot be seen.
 
-    @param boot: the system's boot id.
-    @param namespace: the inode of the process id's namespace: containers have one each.
-    @param ticks: when it started: process ids are used again, in a container at each start.
+    @param boot: the system's boot ID.
+    @param namespace: the inode of the PID namespace: each container has its own.
+    @param pid: the process ID.
+    @param ticks: the start time, in ticks: process IDs are reused, in a container at each start.
     """
     try:
-        # This may be /proc of another namespace, or hide what other users run (hidepid).
+        # This may be /proc of another namespace, or hide processes of other users (hidepid).
         seen = os.readlink(proc / "self") == str(os.getpid()) and (proc / "1").exists()
         here = (proc / "sys/kernel/random/boot_id").read_text().strip() == boot
         if not (seen and here) or (proc / "self/ns/pid").stat().st_ino != namespace:
@@ -46,6 +47,6 @@ def _lives(
         return False
     except OSError:
         return None
-    # After the name, which may contain anything: the state, and the start as field 22 (proc(5)).
+    # After the name, which may contain anything: field 3, the state, and field 22, the start.
     fields = status.rpartition(b")")[2].split()
     return fields[0] not in (b"Z", b"X") and int(fields[19]) == ticks

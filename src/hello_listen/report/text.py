@@ -1,4 +1,4 @@
-"""The report for people: text of printable ASCII."""
+"""The report as text, in printable ASCII."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from hello_listen._addresses import asciiText
 from hello_listen.report.facts import COUNTS, Client, Failure, Problem, Report, Server
 
 MAX_NOTES = 20
-"""Notes of a kind."""
+"""Upper bound of notes of a kind."""
 
 MAX_ROWS = 20
-"""Rows of a table. Of the runs, these are the newest, and more where something is missing."""
+"""Upper bound of a table, in rows. For runs: the newest, and all with missing records."""
 
 MAX_WIDTH = 45
-"""Characters of the longest bar, and of the longest cell."""
+"""Upper bound of a bar and of a cell, in characters."""
 
 _RIGHT = {*COUNTS, "clients"}
 
 _ENDS = {
-    "closed": "was closed by an earlier release, which does not tell its last number",
-    "killed": "was killed: nobody knows what it had not written yet",
+    "closed": "was closed by an earlier release, without its last number",
+    "killed": "was killed, maybe before it had written its last records",
     "not closed": "was not closed, and its process cannot be seen from here",
 }
 
@@ -42,7 +42,7 @@ def toText(report: Report) -> Iterator[str]:
 
 
 def toNotes(report: Report) -> Iterator[str]:
-    """Yield what somebody who reads the numbers has to know."""
+    """Yield the notes that qualify the numbers."""
     if report.torn:
         yield f"Lines that are no records (torn, or of another log): {report.torn:,}"
     if report.unnumbered:
@@ -64,19 +64,19 @@ def toNotes(report: Report) -> Iterator[str]:
 
 
 def toProblems(problems: Sequence[Problem]) -> Iterator[str]:
-    """Yield what is wrong with files."""
+    """Yield the problems of files."""
     yield from _some([f"{each.file}: {each.reason}" for each in problems], "files")
 
 
 def _some(notes: Sequence[str], things: str) -> Iterator[str]:
-    """Yield notes of a kind, and how many more there are."""
+    """Yield notes of a kind, and the number of further ones."""
     yield from map(asciiText, notes[:MAX_NOTES])
     if len(notes) > MAX_NOTES:
         yield f"The same goes for {len(notes) - MAX_NOTES:,} more {things}."
 
 
 def _missing(count: int, isUncertain: bool) -> str:
-    """Return how many records are missing, as far as that is known."""
+    """Return the number of missing records, as text."""
     if not isUncertain:
         return f"{count:,}"
     return f"{count:,} or more" if count else "unknown"
@@ -128,7 +128,7 @@ def _clients(report: Report) -> Iterator[str]:
 
 
 def _groups(report: Report, title: str, groups: Sequence[Server | Failure]) -> Iterator[str]:
-    """Yield the table of what connections have in common."""
+    """Yield a table of connections grouped by server or error."""
     yield from _table(
         (title, "connections", "clients", "first", "last"),
         [
@@ -148,7 +148,7 @@ def _groups(report: Report, title: str, groups: Sequence[Server | Failure]) -> I
 
 
 def _bars(report: Report) -> Iterator[str]:
-    """Yield the connections over time, a bar a line; "..." is a time without any."""
+    """Yield a line with a bar for each unit of time; "..." stands for units without connections."""
     bars, unit = report.bars, report.unit
     most = max([bar.connections for bar in bars], default=0)
     for previous, bar in zip([None, *bars], bars, strict=False):
@@ -161,7 +161,7 @@ def _bars(report: Report) -> Iterator[str]:
 
 
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Yield an empty line and a table, counts to the right; nothing where there are no rows."""
+    """Yield an empty line and a table, with counts aligned right; nothing if there are no rows."""
     if not rows:
         return
     widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
@@ -175,7 +175,7 @@ def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str
 
 
 def _clientName(client: Client) -> str:
-    """Return a client as people read it."""
+    """Return the name of a client."""
     if client.transport in ("unix", "pipe"):
         return _cut(f"{client.transport}:{client.address or ''}")
     several = f" ({client.addresses:,} addresses)" if client.addresses > 1 else ""
@@ -183,7 +183,7 @@ def _clientName(client: Client) -> str:
 
 
 def _servers(client: Client) -> str:
-    """Return the server's ports that a client reached, as many as a cell takes."""
+    """Return the server ports that a client reached, as many as fit into a cell."""
     names = [*map(str, client.ports), *map(_cut, client.servers)]
     shown = names[:1]
     for name in names[1:]:
@@ -194,6 +194,6 @@ def _servers(client: Client) -> str:
 
 
 def _cut(text: str) -> str:
-    """Return a text as a cell takes it."""
+    """Return a text, escaped and truncated for a cell."""
     text = asciiText(text)
     return text if len(text) <= MAX_WIDTH else f"{text[: MAX_WIDTH - 3]}..."

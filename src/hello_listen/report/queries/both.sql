@@ -1,4 +1,4 @@
--- How many numbers of each run have a record and are told of as not recorded.
+-- The number of sequence numbers of each run with a record that a gap record covers too.
 WITH loss AS (
     SELECT id, low, max(high) OVER (PARTITION BY id ORDER BY low) AS reach
     FROM record WHERE kind = 'loss' AND low IS NOT NULL

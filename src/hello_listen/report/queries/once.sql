@@ -1,4 +1,4 @@
--- Each line counts once, by its run, kind and number: of two, the one with the earlier time.
+-- Lines are the same if run, kind and number are: keep the one with the earliest time.
 CREATE TABLE once AS
 SELECT * FROM record WHERE id IS NULL OR kind IS NULL OR rowid IN (
     SELECT arg_min(rowid, coalesce(since, 'infinity')) FROM record

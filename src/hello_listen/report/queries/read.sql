@@ -1,5 +1,5 @@
--- A line that is no JSON object becomes a row of NULLs, and a value of another type NULL.
--- No name of a file or folder is to become a column.
+-- A line that is no JSON object becomes a row of NULLs; a value of a wrong type becomes NULL.
+-- hive_partitioning would turn names of folders into columns.
 INSERT INTO record SELECT
     CASE message WHEN $connection THEN 'connection'::KIND
         WHEN $summary THEN 'summary'::KIND

@@ -1,4 +1,4 @@
--- 32 numbers at a time, as bits: counting each by itself takes far longer.
+-- Count distinct numbers as bits, 32 in each block: count(DISTINCT) takes far longer.
 WITH block AS (
     SELECT id, sequence >> 5 AS block, bit_or(1 << (sequence & 31)) AS bits,
         count(sequence) AS records, count(*) FILTER (kind = 'connection') AS recorded,
@@ -12,7 +12,7 @@ numbered AS (
         min(lowest) AS lowest, max(highest) AS highest
     FROM block GROUP BY id
 ),
--- How many numbers a line tells of that no line with lower ones does.
+-- The numbers that a gap record covers and no gap record before it does.
 loss AS (
     SELECT id, high - greatest(low - 1, least(high, coalesce(max(high) OVER (
         PARTITION BY id ORDER BY low, high ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING

@@ -1,8 +1,8 @@
--- Python knows no other years; only a forged record has them.
+-- Python supports no other years; only forged records have them.
 CREATE MACRO sane(t) AS CASE WHEN year(t::TIMESTAMP) BETWEEN 1 AND 9999 THEN t END;
 
 -- The /64 of an IPv6 address whose first four groups are spelled out, as inet_ntop(3) writes it.
--- Of other addresses, Python finds the identity, which takes ten times as long.
+-- Python finds the identity of other addresses, which takes ten times as long.
 CREATE MACRO network(address) AS CASE
     WHEN regexp_full_match(address, '[23][0-9a-f]{3}(:(0|[1-9a-f][0-9a-f]{0,3})){3}'
         || '((:[0-9a-f]{1,4}){4}|(:[0-9a-f]{1,4}){0,3}::([0-9a-f]{1,4}(:[0-9a-f]{1,4})*)?)')
@@ -20,5 +20,5 @@ CREATE TABLE record (
     client VARCHAR, transport VARCHAR, port BIGINT, server VARCHAR, error VARCHAR,
     since TIMESTAMP,
     until TIMESTAMP,  -- Of a summary only.
-    came BIGINT       -- How many connections it stands for in the period; NULL outside of that.
+    came BIGINT       -- Its connections if it is in the period, else NULL.
 );

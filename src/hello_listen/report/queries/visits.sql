@@ -1,4 +1,4 @@
--- Who reached what, and how it went. Python finds the identities that are still lacking.
+-- The connections by client, server and error. Python adds the identities that are still NULL.
 CREATE TABLE visit AS
 SELECT *, CASE WHEN transport IN ('unix', 'pipe') THEN transport || ':' || coalesce(client, '')
     WHEN contains(client, ':') THEN network(client) ELSE nullif(client, '') END AS identity
