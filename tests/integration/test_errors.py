@@ -175,6 +175,8 @@ def test_chroot_without_the_null_device(tmp_path: Path, how: list[str]) -> None:
         ("--uid=nosuch", "KeyError: \"getpwnam(): name not found: 'nosuch'\"", "getpwnam()"),
         ("--gid=nosuch", "KeyError: \"getgrnam(): name not found: 'nosuch'\"", "getgrnam"),
         ("--pidfile=no/pid", "FileNotFoundError: [Errno 2] No such file or", "FileNotFoundError"),
+        ("--rundir=no", "No such file or directory: 'no'", "--rundir"),
+        ("--logfile=no/log", "no/log'", "--logfile"),
     ],
 )
 def test_errors_of_twistd(tmp_path: Path, option: str, said: str, explained: str) -> None:

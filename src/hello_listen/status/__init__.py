@@ -1,4 +1,4 @@
-"""Who connected: as a page to look at, as JSON, and as metrics. Needs prometheus-client."""
+"""The status as a page, as JSON and as metrics. Needs prometheus-client."""
 
 from hello_listen.status.resource import StatusResource
 from hello_listen.status.site import StatusSite

@@ -1,4 +1,4 @@
-"""A snapshot as metrics."""
+"""Renders a snapshot as metrics."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from prometheus_client.registry import Collector
 from hello_listen.status.snapshot import Snapshot
 
 TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
-"""Type of Prometheus's own format."""
+"""Content type of Prometheus's text format."""
 
 OPEN_METRICS_FORMAT = openmetrics.CONTENT_TYPE_LATEST
-"""Type of OpenMetrics."""
+"""Content type of OpenMetrics."""
 
 _PROCESS = ProcessCollector(registry=None), PlatformCollector(registry=None)
 
 
 def asText(snapshot: Snapshot) -> bytes:
-    """Return the metrics in Prometheus's own format."""
+    """Return the metrics in Prometheus's text format."""
     return generate_latest(_Metrics(snapshot))
 
 
@@ -32,13 +32,13 @@ def asOpenMetrics(snapshot: Snapshot) -> bytes:
 
 
 class _Metrics(Collector):
-    """The metrics of a snapshot and those of the process. No client's address is a label."""
+    """Metrics of a snapshot and of the process. Client addresses are no labels: too many series."""
 
     def __init__(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
 
     def collect(self) -> Iterable[Metric]:
-        """Return each metric."""
+        """Yield the metrics."""
         facts, log = self._snapshot.facts, self._snapshot.log
         connections = CounterMetricFamily(
             "hello_listen_connections",

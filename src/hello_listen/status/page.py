@@ -1,4 +1,4 @@
-"""A snapshot as a page."""
+"""Renders a snapshot as an HTML page."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ from hello_listen._addresses import addressText
 from hello_listen.status.snapshot import Snapshot
 
 MAX_ADDRESS = 48
-"""Characters of an address that are shown, as many as an IPv6 one has; status.json has all."""
+"""Upper bound of an address on the page, in characters: enough for IPv6 and a port."""
 
 CLIENTS_SHOWN = 12
-"""Clients on the page; status.json has more."""
+"""Upper bound of clients on the page; status.json has more."""
 
 LATEST_SHOWN = 15
-"""Connections on the page; status.json has more."""
+"""Upper bound of latest connections on the page; status.json has more."""
 
 TEMPLATE = XMLString(files("hello_listen.status").joinpath("page.xml").read_bytes())
 
-# A chart's bars are drawn in a box of this height, which the page stretches.
+# Height of a chart in SVG units; the page scales it.
 _HEIGHT = 100
 
 
 def renderPage(snapshot: Snapshot) -> bytes:
     """Return the page as HTML."""
     html: list[bytes] = []
-    # Nothing in the page waits, so that this is done at once.
+    # No slot is a Deferred, so the callback runs at once.
     flattenString(None, _Page(snapshot)).addCallback(html.append)
     return b"<!DOCTYPE html>\n" + html[0]
 
 
 class _Page(Element):
-    """All that is known, to look at. Whatever clients named themselves is escaped."""
+    """The page. The template escapes names that clients chose."""
 
     loader = TEMPLATE
 
@@ -112,7 +112,7 @@ class _Page(Element):
 
     @renderer
     def clients(self, request: IRequest | None, tag: Tag) -> list[Tag]:
-        """Render a row for each of the clients that came most, and one for the others."""
+        """Render a row for each client with the most connections, and one for all others."""
         facts, shown = self._facts, self._facts.clients[:CLIENTS_SHOWN]
         rows: list[dict[str, Flattenable]] = [
             {
@@ -139,7 +139,7 @@ class _Page(Element):
 
     @renderer
     def latest(self, request: IRequest | None, tag: Tag) -> list[Tag]:
-        """Render a row for each of the last connections."""
+        """Render a row for each of the latest connections."""
         rows: list[dict[str, Flattenable]] = []
         for connection in self._facts.latest[:LATEST_SHOWN]:
             proxy, error = connection.proxy, connection.error
@@ -157,12 +157,12 @@ class _Page(Element):
 
 
 def _each(tag: Tag, rows: Sequence[Mapping[str, Flattenable]]) -> list[Tag]:
-    """Return a tag for each of several rows, with its slots filled."""
+    """Return a clone of a tag for each row, with its slots filled."""
     return [tag.clone().fillSlots(**row) for row in rows]
 
 
 def _truncated(text: str) -> str:
-    """Return a text of L{MAX_ADDRESS} characters at most."""
+    """Truncate a text to L{MAX_ADDRESS} characters."""
     return text if len(text) <= MAX_ADDRESS else f"{text[: MAX_ADDRESS - 1]}…"
 
 
@@ -172,7 +172,7 @@ def _nobody(columns: int) -> Tag:
 
 
 def _time(seconds: float, now: float) -> Tag:
-    """Return a time of today, or the date with it."""
+    """Return a time, with its date unless that is today."""
     moment = datetime.fromtimestamp(seconds, timezone.utc)
     today = moment.date() == datetime.fromtimestamp(now, timezone.utc).date()
     text = moment.strftime("%H:%M:%S" if today else "%d %b %H:%M")
@@ -180,14 +180,14 @@ def _time(seconds: float, now: float) -> Tag:
 
 
 def _share(share: float) -> Tag:
-    """Return a bar that shows a share of the whole."""
+    """Return a bar for a share of the whole, from 0 to 1."""
     return _svg(100, 1, **{"class": "share", "aria-hidden": "true"})(
         Tag("path")(d=f"M0 0h{100 * share:.1f}v1H0")
     )
 
 
 def _chart(counts: Sequence[tuple[int, int]], places: int, unit: str) -> Tag:
-    """Return a chart of the connections of each minute or hour, with places for more."""
+    """Return a chart of the connections of each minute or hour, with room for all bars."""
     most = max(count for _, count in counts)
     bars = []
     for number, (start, count) in enumerate(counts):

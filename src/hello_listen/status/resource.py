@@ -42,18 +42,18 @@ HEADERS = {
 
 FILES = {"style.css": "text/css", "script.js": "text/javascript", "icon.svg": "image/svg+xml"}
 
-TEXT = "text/plain; charset=utf-8"
-HTML = "text/html; charset=utf-8"
-JSON = "application/json; charset=utf-8"
+TEXT_TYPE = "text/plain; charset=utf-8"
+HTML_TYPE = "text/html; charset=utf-8"
+JSON_TYPE = "application/json; charset=utf-8"
 
 
 class StatusResource(Resource):
     """
-    Serves C{/}, C{/status.json}, C{/metrics} and C{/healthz}, wherever a site puts it.
+    Serves C{/}, C{/status.json}, C{/metrics} and C{/healthz} below its own path in a site.
 
-    Whoever can reach it sees all addresses. A request has to name the host by an IP address, as
-    C{localhost}, or as one of C{hosts}: through a name of their own that leads here (DNS
-    rebinding), others could make a browser read it for them.
+    It shows all addresses to anybody who can reach it. The Host header of a request must be an IP
+    address, C{localhost}, or one of C{hosts}: by DNS rebinding, another site could otherwise make a
+    visitor's browser read it.
     """
 
     def __init__(
@@ -66,13 +66,13 @@ class StatusResource(Resource):
         reactor: Any = None,
     ) -> None:
         """
-        Serve what is known.
+        Create the resource.
 
-        @param tally: an observer of the connections.
-        @param service: what listens, if that is to be shown.
-        @param log: where the connections are recorded, if that is to be shown.
-        @param hosts: names that this is reached by.
-        @param clock: returns seconds; each view is rendered twice a second at most.
+        @param tally: the tally that observes the connections.
+        @param service: the service whose endpoints to show, if any.
+        @param log: the log whose counts to show, if any.
+        @param hosts: further host names by which clients may reach this.
+        @param clock: returns seconds of a monotonic clock.
         @param reactor: if given, the tally counts the service's own servers apart from the moment
             when it runs, else from the first request.
 
@@ -83,10 +83,8 @@ class StatusResource(Resource):
         if reactor is not None:
             reactor.callWhenRunning(self.snapshots.expectServers)
         self._hosts = {"localhost", *map(hostName, hosts)}
-        self.putChild(b"", _View(self.snapshots, "text/html; charset=utf-8", renderPage))
-        self.putChild(
-            b"status.json", _View(self.snapshots, "application/json; charset=utf-8", _asJSON)
-        )
+        self.putChild(b"", _View(self.snapshots, HTML_TYPE, renderPage))
+        self.putChild(b"status.json", _View(self.snapshots, JSON_TYPE, _asJSON))
         self.putChild(b"metrics", _Metrics(self.snapshots))
         self.putChild(b"healthz", _Health(self.snapshots))
         for name, kind in FILES.items():
@@ -95,7 +93,7 @@ class StatusResource(Resource):
 
     def getChildWithDefault(self, path: bytes, request: Any) -> IResource:
         """
-        Return what answers a request, or refuses it.
+        Return the resource that answers a request, or one that refuses it.
 
         @param path: the next segment of its path.
         @param request: the request.
@@ -123,7 +121,7 @@ class StatusResource(Resource):
         return (refusal or _REDIRECTION).render(request)
 
     def _refusal(self, request: Any) -> Resource | None:
-        """Return the answer that refuses a request, or L{None} if it is to be served."""
+        """Return the resource that refuses a request, or L{None} if it may be served."""
         hosts = request.requestHeaders.getRawHeaders(b"host", [])
         if len(hosts) > 1 or (not hosts and request.clientproto == b"HTTP/1.1"):
             return _BAD_HOST  # RFC 9112, 3.2
@@ -136,7 +134,7 @@ class StatusResource(Resource):
         return None
 
     def _isOurs(self, header: bytes) -> bool:
-        """Say whether a Host header names this host. Browsers send one with every request."""
+        """Return whether a Host header, which every browser sends, names this host."""
         host = re.sub(r":\d*$", "", header.decode("latin-1")).lower().removesuffix(".")
         with suppress(ValueError):
             return bool(ip_address(host.strip("[]")))
@@ -151,10 +149,10 @@ class _Leaf(Resource):
 
 
 class _Constant(_Leaf):
-    """The same answer to every request."""
+    """A constant answer."""
 
     def __init__(
-        self, content: bytes, kind: str = TEXT, code: int = 200, allow: bytes | None = None
+        self, content: bytes, kind: str = TEXT_TYPE, code: int = 200, allow: bytes | None = None
     ) -> None:
         super().__init__()
         self._content = content
@@ -169,7 +167,7 @@ class _Constant(_Leaf):
 
 
 class _View(_Leaf):
-    """A view of the snapshot, rendered once for each."""
+    """A view of the snapshot, rendered once for each snapshot."""
 
     def __init__(self, snapshots: Snapshots, kind: str, show: Callable[[Snapshot], bytes]) -> None:
         super().__init__()
@@ -188,7 +186,7 @@ class _View(_Leaf):
 
 
 class _Metrics(_Leaf):
-    """The metrics, in the format that is asked for."""
+    """The metrics, in the format that the Accept header asks for."""
 
     def __init__(self, snapshots: Snapshots) -> None:
         super().__init__()
@@ -203,7 +201,7 @@ class _Metrics(_Leaf):
 
 
 class _Health(_Leaf):
-    """Says that all is well, or what is wrong."""
+    """OK, or 503 with the problems."""
 
     def __init__(self, snapshots: Snapshots) -> None:
         super().__init__()
@@ -212,10 +210,10 @@ class _Health(_Leaf):
     def render(self, request: Any) -> bytes:
         problems = self._snapshots.take().problems
         content = "".join(f"{line}\n" for line in problems or ["OK"])
-        return _respond(request, content.encode(), TEXT, 503 if problems else 200)
+        return _respond(request, content.encode(), TEXT_TYPE, 503 if problems else 200)
 
 
-_REDIRECTION = _Constant(b"The page is at the address with a slash at its end.\n", code=302)
+_REDIRECTION = _Constant(b"The page is at this address with a trailing slash.\n", code=302)
 _BAD_HOST = _Constant(b"Bad Request: one Host header is needed.\n", code=400)
 _UNKNOWN_HOST = _Constant(
     b"Unknown Host: use an IP address, or allow the name with --status-host.\n", code=403
@@ -227,11 +225,11 @@ _BAD_METHOD = _Constant(b"Method Not Allowed: use GET or HEAD.\n", code=405, all
 
 def hostName(text: str) -> str:
     """
-    Return a host's name as browsers send it: in lower case and punycode, without a dot at its end.
+    Normalize a host name as browsers do: lower case, punycode, no trailing dot.
 
     @param text: the name.
 
-    @raise ValueError: it is none, such as one with a port.
+    @raise ValueError: it is not a host name, but has a port, for example.
     """
     name = text.lower()
     with suppress(idna.IDNAError):
@@ -244,10 +242,10 @@ def hostName(text: str) -> str:
 
 def _isForeign(request: Any) -> bool:
     """
-    Say whether another site's page asks for this, and not somebody who follows a link.
+    Return whether another site's page sends a request, other than by a link that a user follows.
 
-    Nothing could be read by that page, but the answers take time. A port of the same host is as
-    foreign: browsers call it C{same-site}.
+    That page could not read the answer, but rendering takes time. A page of the same host on
+    another port, C{same-site} to browsers, is foreign as well.
     """
     site, mode, dest = (
         request.getHeader(b"sec-fetch-" + name) for name in (b"site", b"mode", b"dest")

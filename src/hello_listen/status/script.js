@@ -9,7 +9,7 @@ function say(name, text) {
   state.dataset.state = name;
 }
 
-// Only what changed is replaced, so that focus, selection and scrolling stay.
+// Replace only changed nodes, so that focus, selection and scrolling stay.
 function show(page) {
   const known = new Set(Array.from(document.getElementById("latest").rows, (row) => row.textContent));
   for (const row of page.getElementById("latest").rows) {

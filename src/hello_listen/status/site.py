@@ -1,4 +1,4 @@
-"""An HTTP server that bounds what each of its clients may take: time, bytes, places and turns."""
+"""An HTTP server with timeouts, and limits for requests, connections and requests per turn."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from hello_listen._addresses import addressIdentity, unmapped
 from hello_listen._clock import monotonicClock
 
 REQUEST_TIMEOUT = 10
-"""Seconds a client has to send a request, and again to take the answer."""
+"""Timeout of a request, and again of its answer, in seconds."""
 
 MAX_REQUEST = 2**15
-"""Bytes a client may send for one answer."""
+"""Upper bound of a request, in bytes."""
 
 MAX_CONNECTIONS = 64
-"""HTTP connections at once."""
+"""Upper bound of concurrent HTTP connections."""
 
 MAX_CONNECTIONS_PER_CLIENT = 48
-"""HTTP connections of one client at once. Whoever comes through the same proxy is one client."""
+"""Upper bound of concurrent HTTP connections of a client; all behind one proxy are one client."""
 
 _answers = attrgetter("answers")
 
@@ -39,15 +39,15 @@ class StatusSite(WrappingFactory):
     """
     Serves a resource over HTTP, without an access log.
 
-    In a turn of the reactor, one request of all clients is answered. A client is answered again
-    when it has taken the last answer, but for 64 KiB that Twisted buffers.
+    It answers one request in each turn of the reactor. A client's next request waits until the
+    client has received the last answer, except 64 KiB that Twisted buffers.
     """
 
     noisy = False
 
     def __init__(self, resource: Any, reactor: Any) -> None:
         """
-        Serve a resource, to L{MAX_CONNECTIONS} connections at once.
+        Create a site.
 
         @param resource: an L{IResource} to serve.
         @param reactor: an L{IReactorTime}.
@@ -59,19 +59,19 @@ class StatusSite(WrappingFactory):
         self._turn: Any = None
 
     def logPrefix(self) -> str:
-        """Return what Twisted's log calls this factory."""
+        """Return the name of this factory in Twisted's log."""
         return "Status page"
 
     def acceptableProtocols(self) -> list[bytes]:
-        """Return what TLS clients may choose (ALPN)."""
+        """Return the protocols for ALPN: HTTP/1.1 only."""
         return [b"http/1.1"]
 
     def registerProtocol(self, p: _Client) -> None:
         """
-        Add a connection, and drop one if there are too many, of the client that has the most.
+        Add a connection. If there are too many, drop one of the client that has the most.
 
-        That is one that was answered and asks for more, most of all; or else the newest, or where
-        most ask for nothing, the one of them that was connected or answered longest ago.
+        First dropped is the connection with the most answers that has another request pending. If
+        there is none, and most have no request pending, it is the longest idle; else the newest.
 
         @param p: the connection.
         """
@@ -89,15 +89,15 @@ class StatusSite(WrappingFactory):
 
     def unregisterProtocol(self, p: _Client) -> None:
         """
-        Remove a client.
+        Remove a connection.
 
-        @param p: the client's connection, which may have been removed when it was dropped.
+        @param p: the connection, which may be removed already.
         """
         self.protocols.pop(p, None)
 
     def answerInTurn(self, client: _Client) -> None:
         """
-        Have a client answered when those before it have been.
+        Queue a client to be answered.
 
         @param client: a client whose request is complete.
         """
@@ -105,12 +105,12 @@ class StatusSite(WrappingFactory):
         self._schedule()
 
     def _schedule(self) -> None:
-        """Answer somebody in the next turn of the reactor."""
+        """Schedule an answer for the next turn of the reactor."""
         if self._turn is None:
             self._turn = self.clock.callLater(0, self._answerNext)
 
     def _answerNext(self) -> None:
-        """Answer one request, of the first client that is still there."""
+        """Answer the first client in the queue that is still connected."""
         self._turn = None
         while self._queue:
             client = self._queue.popleft()
@@ -123,11 +123,11 @@ class StatusSite(WrappingFactory):
 
 class _Client(ProtocolWrapper, TimeoutMixin):
     """
-    The connection of a client, dropped if it is slow or sends too much.
+    The connection of a client, dropped after a timeout or too long a request.
 
     @ivar name: the L{addressIdentity} of the client.
-    @ivar answers: how many of its requests were answered.
-    @ivar process: answers the request that waits, or L{None}.
+    @ivar answers: the number of requests that were answered.
+    @ivar process: the function that answers the pending request, or L{None}.
     """
 
     factory: StatusSite
@@ -150,8 +150,8 @@ class _Client(ProtocolWrapper, TimeoutMixin):
             try:
                 super().dataReceived(data)
             except Exception:
-                # Twisted's parser fails at some requests, such as one of 10**5000 bytes. No client
-                # may put a traceback into the log.
+                # Twisted's parser raises at some requests, such as a length of 5,000 digits: no
+                # client may put a traceback into the log.
                 self.timeoutConnection()
 
     def registerProducer(self, producer: Any, streaming: bool) -> None:
@@ -161,7 +161,7 @@ class _Client(ProtocolWrapper, TimeoutMixin):
         """
         Answer a request when it is this client's turn.
 
-        @param process: answers it.
+        @param process: the function that answers it.
         """
         self.process = process
         if self._takes:
@@ -169,24 +169,24 @@ class _Client(ProtocolWrapper, TimeoutMixin):
 
     def answer(self, process: Callable[[], object]) -> None:
         """
-        Answer the request that waits.
+        Answer the pending request.
 
-        @param process: answers it.
+        @param process: the function that answers it.
         """
         self.process = None
         self._received = 0
         self.answers += 1
         self.resetTimeout()
-        # Those that were answered longest ago come first.
+        # Keep the connections in the order of their last answer.
         del self.factory.protocols[self]
         self.factory.protocols[self] = 1
         process()
 
     def answersTaken(self, taken: bool) -> None:
         """
-        Wait until the client has taken what it was sent, or go on.
+        Pause the client's requests while its answers are unsent, or resume them.
 
-        @param taken: C{False} if more than a little is still to be sent.
+        @param taken: whether less than Twisted's buffer limit is unsent.
         """
         self._takes = taken
         if taken:
@@ -210,7 +210,7 @@ class _Client(ProtocolWrapper, TimeoutMixin):
 
 @implementer(IPushProducer)
 class _Answers:
-    """Tells a client's connection and its HTTP channel whether the client takes the answers."""
+    """Passes backpressure on to a client's connection and to its HTTP channel."""
 
     def __init__(self, client: _Client, channel: Any) -> None:
         self._client = client
@@ -232,22 +232,22 @@ class _Request(Request):
     transport: Any
 
     def gotLength(self, length: int | None) -> None:
-        self.content = BytesIO()  # Not a temporary file: MAX_REQUEST bounds it.
+        self.content = BytesIO()  # In memory, not a temporary file: MAX_REQUEST bounds it.
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
-        self.requestHeaders.removeHeader(b"content-type")  # Twisted would parse a form.
+        self.requestHeaders.removeHeader(b"content-type")  # Or Twisted would parse a form.
         if absolute := re.match(rb"(?i)https?://([^/?]*)", path):  # RFC 9112, 3.2.2
             self.requestHeaders.setRawHeaders(b"host", [absolute[1]])
             path = b"/" + path[absolute.end() :].removeprefix(b"/")
         super().requestReceived(command, path, version)
 
     def process(self) -> None:
-        if self.path == b"*":  # Twisted would answer itself, with its version.
+        if self.path == b"*":  # Or Twisted would answer, with its version.
             self.path = b"/*"
         self.transport.requestReceived(super().process)
 
     def processingFailed(self, reason: Failure) -> Failure:
-        if self.finished:  # It was the next request, at which Twisted's parser failed.
+        if self.finished:  # Twisted's parser failed at the next request.
             self.transport.timeoutConnection()
             return reason
         failed: Failure = super().processingFailed(reason)
