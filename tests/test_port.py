@@ -225,12 +225,12 @@ class FailingProtocol(Protocol):
         raise SystemExit("no context")
 
 
-@pytest.mark.parametrize("known", [True, False])
-def test_what_cannot_be_served(serve: Serve, known: bool) -> None:
+@pytest.mark.parametrize("records", [True, False])
+def test_what_cannot_be_served(serve: Serve, records: bool) -> None:
     """A connection that fails is closed, and recorded with an error if there is a HelloFactory."""
     server = serve()
     server.port._factory = Factory.forProtocol(FailingProtocol)
-    server.port._hello = server.hello if known else None
+    server.port._hello = server.hello if records else None
     client = server.connect()
     with capturedLogs() as events:
         until(lambda: events)
@@ -239,7 +239,7 @@ def test_what_cannot_be_served(serve: Serve, known: bool) -> None:
     assert re.fullmatch(
         r"Connection could not be served: \S*SystemExit: no context \(.*\.py:\d+\)", line
     )
-    assert [connection.error for connection in server.seen] == ["failed"] * known
+    assert [connection.error for connection in server.seen] == ["failed"] * records
 
 
 def test_failures_do_not_fill_the_log(serve: Serve) -> None:

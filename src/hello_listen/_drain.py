@@ -36,7 +36,7 @@ CONNECTION_TIMEOUT = 5.0
 """Seconds that a stop waits for open connections of an embedder's protocol."""
 
 POLL_INTERVAL = 0.02
-"""Seconds between two looks at what a stop waits for."""
+"""Seconds between two checks whether a drain is over, or the open connections have ended."""
 
 # Linux's ip(7) and ipv6(7).
 _IP_MINTTL, _IPV6_MINHOPCOUNT = 21, 73

@@ -35,7 +35,7 @@ _LINE = re.compile(
     rb" (?P<clientPort>0|[1-9]\d{0,4}) (?P<serverPort>0|[1-9]\d{0,4}))\r\n"
 )
 
-# Behind the signature: command, family and transport, length of what follows (2.2).
+# After the signature: command, family and transport, length of the rest (2.2).
 _FIXED = Struct("!12xBBH")
 _LOCAL, _PROXY = 0x20, 0x21
 _UNSPECIFIED = 0x00

@@ -84,11 +84,11 @@ class HelloFactory(ServerFactory):
 
     def __init__(self, *observers: Observer) -> None:
         """
-        Tell observers of connections.
+        Make a factory with observers.
 
-        @param observers: called in this order; without any, L{logConnection} is.
+        @param observers: called in this order; by default, L{logConnection}.
 
-        @raise TypeError: an observer cannot be called with a connection.
+        @raise TypeError: an observer is not callable, or is a class.
         """
         for observer in observers:
             checkObserver(observer)
@@ -97,7 +97,7 @@ class HelloFactory(ServerFactory):
         self.connections = 0
 
     def logPrefix(self) -> str:
-        """Return what Twisted's log calls this factory."""
+        """Return the name of this factory in Twisted's log."""
         return "hello-listen"
 
     def established(
