@@ -28,10 +28,10 @@ FLAGS = (
 
 
 class Browser:
-    """A headless Chromium; what its pages ask for and complain of is kept."""
+    """A headless Chromium, which records its pages' requests and console messages."""
 
     def __init__(self, folder: Path) -> None:
-        """Start it, with its profile in a folder."""
+        """Start Chromium, with its profile in a folder."""
         import fcntl  # Windows, where none of this runs, has no such module.
 
         commands, self._commands = os.pipe()
@@ -56,7 +56,7 @@ class Browser:
         command = {"id": self._number, "method": method, "params": parameters}
         if session is not None:
             command["sessionId"] = session
-        with suppress(BrokenPipeError):  # Whoever waits for the answer is told that it ended.
+        with suppress(BrokenPipeError):  # The test that waits for the answer gets an error.
             os.write(self._commands, json.dumps(command).encode() + b"\0")
         while True:
             message = self._read()
@@ -65,7 +65,7 @@ class Browser:
                 return message["result"]
 
     def events(self, session: str) -> list[dict[str, Any]]:
-        """Return what happened in a page so far."""
+        """Return the events of a page so far."""
         return [event for event in self._events if event.get("sessionId") == session]
 
     def _read(self) -> dict[str, Any]:
@@ -148,7 +148,7 @@ class Page:
         return text
 
     def complaints(self, forget: bool = False) -> list[str]:
-        """Return what is in the console, and what no script caught; once only, if so wanted."""
+        """Return console messages and uncaught exceptions, optionally without repetitions."""
         complaints = [
             json.dumps(event["params"])
             for event in self._browser.events(self._session)
@@ -161,7 +161,7 @@ class Page:
         return fresh
 
     def requests(self) -> list[str]:
-        """Return the addresses that were asked for."""
+        """Return the URLs of all requests."""
         return [
             event["params"]["request"]["url"]
             for event in self._browser.events(self._session)
@@ -169,6 +169,6 @@ class Page:
         ]
 
     def screenshot(self, path: Path) -> None:
-        """Keep a picture of the whole page."""
+        """Save a screenshot of the whole page."""
         shot = self.send("Page.captureScreenshot", captureBeyondViewport=True)
         path.write_bytes(b64decode(shot["data"]))

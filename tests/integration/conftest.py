@@ -100,7 +100,7 @@ def inherit(start: Start) -> Start:
 
 @pytest.fixture
 def descriptors() -> Iterator[int]:
-    """Let this process have as many descriptors as it may, and return how many."""
+    """Raise this process's limit of descriptors to the maximum, and return it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     yield hard

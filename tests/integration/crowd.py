@@ -1,4 +1,4 @@
-"""Clients that keep coming while something happens to whom they connect to."""
+"""Clients that keep connecting while a test stops, replaces or overloads the server."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Name = tuple[str, int]
 
 class Crowd(threading.Thread):
     """
-    Clients, many at a time, until that is enough; it knows who was answered, and how others ended.
+    Many concurrent clients, counted by how their connections ended.
 
-    @ivar ended: how many clients ended so far.
+    @ivar ended: the number of clients that have ended.
     @ivar answered: how often each of them was answered, which is a hang-up without an error.
-    @ivar failed: how often each error was met; C{waits} is for those who heard nothing more.
+    @ivar failed: the number of clients for each error; C{waits} for clients without any event.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Crowd(threading.Thread):
         self._enough = threading.Event()
 
     def run(self) -> None:
-        """Keep so many clients on their way, until that is enough and the last has ended."""
+        """Keep C{width} clients connecting until L{finish}, and wait for the last."""
         clients: dict[int, tuple[socket.socket, Name]] = {}
         poll, started = select.epoll(), 0
         while clients or not self._enough.is_set():
@@ -80,12 +80,12 @@ class Crowd(threading.Thread):
         poll.close()
 
     def untilEnded(self, count: int) -> None:
-        """Wait until so many clients have ended, as long as others do."""
+        """Wait until so many clients have ended; fail when none ends any more."""
         while self.ended < count and self.is_alive():
             until(lambda seen=self.ended: self.ended > seen or not self.is_alive())
 
     def finish(self) -> None:
-        """Let nobody more come, and wait for the last."""
+        """Start no more clients, and wait for the last."""
         self._enough.set()
         self.join()
 
@@ -109,7 +109,7 @@ class Crowd(threading.Thread):
         return name
 
     def _fail(self, client: socket.socket, error: OSError) -> None:
-        """Count a client that met an error."""
+        """Count a client that ended with an error."""
         client.close()
         self.failed[errno.errorcode[error.errno or 0]] += 1
         self.ended += 1

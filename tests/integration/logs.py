@@ -1,4 +1,4 @@
-"""Read connection logs, and hold them to what they promise."""
+"""Read connection logs, and check that they account for each connection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The installed twistd and twist as processes, and the real clients that connect to them."""
+"""Runs the installed twistd and twist as processes, with real clients."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ DEPLOY = Path(__file__).parents[2] / "src" / "deploy"
 """The files that people copy."""
 
 PATIENCE = 60.0
-"""Seconds after which something that should have happened is given up; no test asserts a time."""
+"""Timeout of every wait, in seconds; no test asserts a time."""
 
 SHOWN = 100
-"""Lines of a program's output that a failure shows at most."""
+"""Upper bound of a program's output in a failure, in lines."""
 
 LOOPBACK = "tcp:0:interface=127.0.0.1"
 """An endpoint for each test: a port of its own."""
 
 REFUSALS = errno.ECONNREFUSED, errno.ENOENT
-"""What who comes after the end is told."""
+"""Errors that a client may get after the server has ended."""
 
 INHERIT = """
 import fcntl, os, sys
@@ -125,7 +125,7 @@ class Process:
         return self._process.poll() not in (None, 0, -signal.SIGTERM)
 
     def said(self) -> str:
-        """Return its command, its status and the end of what it said, without waiting for more."""
+        """Return its command, its status and the end of its output so far."""
         pipe = self._process.stdout
         if pipe and not pipe.closed:
             # What it started may hold the other end.
@@ -144,13 +144,13 @@ class Process:
         return "\n".join([f"{command}: {state}", *[*self.lines, *written][-SHOWN:]])
 
     def stop(self, number: int = signal.SIGTERM) -> str:
-        """Ask it to end, and return all of its output."""
+        """Terminate it, and return all of its output."""
         self.kill(number)
         self.wait()
         return "\n".join(self.lines)
 
     def end(self) -> None:
-        """End it, whatever it does."""
+        """Kill it."""
         if self._process.poll() is None:
             self._process.kill()
         self._process.wait()
@@ -161,7 +161,7 @@ class Process:
                 stream.close()
 
     def _read(self) -> Iterator[str]:
-        """Give the lines that it prints, until it has no output any more."""
+        """Yield the lines that it prints, until its output is closed."""
         for line in self._process.stdout or ():
             self.lines.append(line.decode(errors="surrogateescape").rstrip("\n"))
             yield self.lines[-1]
@@ -178,13 +178,13 @@ def lacking(reason: str) -> NoReturn:
 
 
 def tool(name: str, mode: int = os.F_OK | os.X_OK) -> str:
-    """Return the path of a program; without it the test is skipped, or fails where all must be."""
+    """Return the path of a program. Without it, skip the test, or fail it in CI."""
     path = shutil.which(name, mode, f"{os.environ['PATH']}:/usr/sbin:/sbin")
     return path or lacking(f"{name} is not installed")
 
 
 def deployed(name: str, *replacements: tuple[str, str]) -> str:
-    """Return the text of a file that people copy, with what a test must have for itself."""
+    """Return the text of a file of src/deploy, with the test's own ports and folders."""
     text = (DEPLOY / name).read_text()
     for old, new in replacements:
         assert old in text, f"no {old} in {name}"
@@ -210,7 +210,7 @@ def until(condition: Callable[[], object]) -> None:
 
 
 def untilListening(path: Path) -> None:
-    """Wait until a UNIX socket is there and listens, which is later."""
+    """Wait until a UNIX socket exists and then listens."""
     listening = re.compile(rf": \w+ \w+ 00010000 .* {re.escape(str(path))}$", re.MULTILINE)
     until(lambda: listening.search(Path("/proc/net/unix").read_text(errors="replace")))
 
@@ -227,7 +227,7 @@ def makeCertificate(folder: Path) -> str:
 
 
 def isKnown(endpoint: str) -> bool:
-    """Say whether Twisted has such an endpoint: older ones have no C{tls:}."""
+    """Return whether Twisted has a type of endpoint: older releases have no C{tls:}."""
     parsers = getPlugins(IStreamServerEndpointStringParser)
     return not endpoint.startswith("tls:") or "tls" in [parser.prefix for parser in parsers]
 
@@ -275,7 +275,7 @@ def freePort(host: str = "127.0.0.1") -> int:
 
 
 def listens(port: int) -> bool:
-    """Say whether somebody listens there."""
+    """Return whether a server listens at an address."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
@@ -294,7 +294,7 @@ def familyOf(address: tuple[str, int] | str) -> socket.AddressFamily:
 
 
 def connecting(address: tuple[str, int] | str) -> tuple[socket.socket, int]:
-    """Return a client that waits for nothing, and the errno of its connect(2)."""
+    """Return a non-blocking client socket, and the errno of its connect(2)."""
     client = socket.socket(familyOf(address))
     client.setblocking(False)
     return client, client.connect_ex(address)
@@ -302,7 +302,7 @@ def connecting(address: tuple[str, int] | str) -> tuple[socket.socket, int]:
 
 @contextmanager
 def clientsWithoutEnd(address: tuple[str, int] | str) -> Iterator[list[bytes]]:
-    """Let eight clients connect again and again, and give what each read until its clean end."""
+    """Have eight clients connect again and again, and yield the bytes that each read until EOF."""
     ended: list[bytes] = []
     going = threading.Event()
 
@@ -327,7 +327,7 @@ def header(number: int, first: int = 1) -> bytes:
 
 
 def silent(stack: ExitStack, address: tuple[str, int] | str, count: int) -> None:
-    """Connect so many clients that send nothing, and keep them until the stack ends."""
+    """Connect so many clients that send nothing, until the exit stack closes them."""
     for _ in range(count):
         client, _ = connecting(address)
         stack.enter_context(client)
@@ -348,7 +348,7 @@ def load(
 
     The first that is refused is the last.
 
-    @param data: what each sends, by its number from 1 on.
+    @param data: returns the bytes that a client sends, given its number from 1 on.
     @param paused: a process that sees none of the first clients before all of them have sent that.
     @param after: the number of ended clients after which a process is told to end.
     @param pid: that process.
@@ -402,7 +402,7 @@ def load(
 
 
 def untilEnd(address: tuple[str, int] | str, source: str | None = None) -> tuple[str, bytes]:
-    """Connect, and return the client's own name and what it read until the clean end."""
+    """Connect, and return the client's own address and the bytes that it read until EOF."""
     family = familyOf(address)
     with socket.socket(family) as client:
         client.settimeout(PATIENCE)

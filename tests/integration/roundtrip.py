@@ -24,14 +24,14 @@ SERVERS = {socket.AF_INET: "198.18.0.1", socket.AF_INET6: "2001:2::1"}
 """The server's addresses, which are set aside for tests (RFC 2544, RFC 5180)."""
 
 CLIENTS = {socket.AF_INET: "198.18.1.", socket.AF_INET6: "2001:2::1:"}
-"""What the clients' addresses begin with."""
+"""Prefixes of the clients' addresses."""
 
 FIN, SYN, RST, PSH, ACK = 1, 2, 4, 8, 16
 
 
 @dataclass
 class Handshake:
-    """A client: its name, whether it had an answer, and how it ended."""
+    """A client: its address, whether it got a SYN-ACK, and how it ended."""
 
     address: str
     port: int
@@ -75,7 +75,7 @@ class Clients:
         self.ends: Counter[str] = Counter()
 
     def answered(self) -> list[Handshake]:
-        """Return those who were let in by the server."""
+        """Return the clients that the server has accepted."""
         return [client for client in self.handshakes.values() if client.isAnswered]
 
     def begin(self) -> None:
@@ -88,7 +88,7 @@ class Clients:
         os.write(self._device, self._packet((packed, port), SYN, 0, 0))
 
     def until(self, condition: Callable[[], object]) -> None:
-        """Begin clients, and answer the server, until something is so."""
+        """Start clients, and answer the server, until a condition is true."""
         giveUp = self._next = monotonic()
         giveUp += PATIENCE
         while not condition():
@@ -106,12 +106,12 @@ class Clients:
                 self._receive(os.read(self._device, 2048))
 
     def untilAllEnded(self) -> None:
-        """Begin no more, and answer the server until each that it answered has ended."""
+        """Start no more clients, and answer the server until all accepted clients have ended."""
         self.rate = 0
         self.until(lambda: all(client.end for client in self.answered()))
 
     def _receive(self, packet: bytes) -> None:
-        """Take what the server says to one of the clients."""
+        """Handle a packet from the server to a client."""
         isIPv4 = packet[0] >> 4 == 4
         if packet[9 if isIPv4 else 6] != socket.IPPROTO_TCP:
             return

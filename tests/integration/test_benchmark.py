@@ -1,4 +1,4 @@
-"""The benchmark runs to its end, and prints what it has when a server fails on the way."""
+"""The benchmark, also when a server fails while it is measured."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ os._exit(0)
 
 
 def benchmark(*arguments: str, path: str | Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run it with small counts, and what is in a folder before all other programs."""
+    """Run the benchmark with small counts, and a folder first on the PATH."""
     tool("cc")
     return run(
         sys.executable, BENCHMARK, "--rounds=1", "--connections=20", "--clients=4", *arguments,
@@ -58,7 +58,7 @@ def fakeNcat(tmp_path: Path, connections: int) -> Path:
 
 
 def test_tables() -> None:
-    """The servers, an option's own, and another environment's are in the tables."""
+    """The tables have the usual servers, those of an option, and those of another environment."""
     ran = benchmark(
         "--servers=c,twisted,unix,processes-2", "--measure=clients", "--many=100",
         f"--other={sys.executable}",
@@ -72,7 +72,7 @@ def test_tables() -> None:
 
 
 def test_zombie(tmp_path: Path) -> None:
-    """A child that has ended, and is still listed, takes no memory, and nothing fails."""
+    """A zombie child takes no memory, and does not make the benchmark fail."""
     ran = benchmark("--servers=ncat", "--measure=", path=fakeNcat(tmp_path, 1000))
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "ncat -lk" in rows(ran.stdout)
@@ -81,7 +81,7 @@ def test_zombie(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("connections", "when"), [(15, "round"), (27, "a look at the memory")])
 def test_fails_late(tmp_path: Path, connections: int, when: str) -> None:
-    """Where a server ends while it is measured, a line says so, and all figures are printed."""
+    """If a server ends while it is measured, a line says so, and all figures are printed."""
     ran = benchmark("--servers=c,ncat", "--measure=", path=fakeNcat(tmp_path, connections))
     assert ran.returncode == 1, ran.stdout + ran.stderr
     _, whole = map(rows, ran.stdout.split("\n\n")[:2])

@@ -1,4 +1,4 @@
-"""However many clients come at once, each is recorded, and behind a proxy by its own name."""
+"""Bursts: each client is recorded, with its own address if it is behind a proxy."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def backlog(port: int) -> int:
 
 
 def test_accept_queue(hello: Start) -> None:
-    """It is the system's longest, or what the endpoint says."""
+    """The accept queue has the system's maximum length, or the endpoint's backlog."""
     server = hello("-e", LOOPBACK, "-e", f"haproxy:{LOOPBACK}", "-e", f"{LOOPBACK}:backlog=7")
     longest = int(Path("/proc/sys/net/core/somaxconn").read_text())
     assert [backlog(server.port()) for _ in range(3)] == [longest, longest, 7]
@@ -86,7 +86,7 @@ def test_accept_queue(hello: Start) -> None:
 def test_headers_at_once(
     start: Start, tmp_path: Path, descriptors: int, reactor: str, paused: bool
 ) -> None:
-    """All are recorded by name, if their headers are there when they are accepted or follow."""
+    """Clients are recorded by name, whether their headers arrive before or after accept."""
     server = start(
         "twistd", "-n", "--pidfile=", f"--reactor={reactor}", "hello-listen",
         "-l", "log", "-e", f"haproxy:{LOOPBACK}",
@@ -132,7 +132,7 @@ def test_clients_of_a_proxy_at_once(
 
 @pytest.mark.parametrize("endpoint", [f"haproxy:{LOOPBACK}", "haproxy:unix:s"])
 def test_headers_before_a_reset(hello: Start, tmp_path: Path, endpoint: str) -> None:
-    """Who sends a header and resets the connection, as a proxy's check may do, is recorded so."""
+    """A client that sends a header and resets the connection is recorded by name."""
     server = hello("-l", "log", "-e", endpoint)
     address = addressOf(server)
     assert load(address, 1, 1, data=header) == {"ended": 1}
@@ -148,7 +148,7 @@ def test_headers_before_a_reset(hello: Start, tmp_path: Path, endpoint: str) -> 
 
 
 def test_headers_beside_silent_clients(hello: Start, tmp_path: Path, descriptors: int) -> None:
-    """700 clients that send nothing cost none of 300 others its name, and are recorded too."""
+    """Beside 700 silent clients, 300 others are recorded by name, and the 700 are recorded too."""
     count = min(700, descriptors - 400)
     server = hello("-l", "log", "-e", f"haproxy:{LOOPBACK}")
     address = ("127.0.0.1", server.port())
@@ -166,7 +166,7 @@ def test_headers_beside_silent_clients(hello: Start, tmp_path: Path, descriptors
 def test_header_after_more_silent_clients_than_descriptors(
     limited: Start, tmp_path: Path, descriptors: int
 ) -> None:
-    """Many times more silent clients than descriptors neither keep a client out nor cost memory."""
+    """Many more silent clients than descriptors neither keep a client out nor take memory."""
     count = min(10_000, descriptors - 100)
     server = limited(count // 10, "-l", "log", "-e", f"haproxy:{LOOPBACK}")
     address = ("127.0.0.1", server.port())
@@ -198,7 +198,7 @@ def test_few_descriptors_for_many_headers(limited: Start, tmp_path: Path, descri
 def test_header_beside_silent_clients_that_return(
     limited: Start, tmp_path: Path, descriptors: int
 ) -> None:
-    """Silent clients that connect again when they are evicted leave others time for a header."""
+    """Silent clients that reconnect after eviction leave others time for a header."""
     server = limited(200, "-l", "log", "-e", f"haproxy:{LOOPBACK}")
     address = ("127.0.0.1", server.port())
     crowd = Crowd(address, width=min(600, descriptors - 100))
@@ -222,7 +222,7 @@ def test_header_beside_silent_clients_that_return(
 def test_headers_that_came_while_the_process_stood_still(
     start: Start, tmp_path: Path, reactor: str
 ) -> None:
-    """A pause of the process that is longer than the time limit costs no client its name."""
+    """If the process is paused for longer than the header timeout, all clients are still named."""
     server = start(
         "twistd", "-n", "--pidfile=", f"--reactor={reactor}", "hello-listen",
         "-l", "log", "-e", f"haproxy:{LOOPBACK}",
@@ -251,7 +251,7 @@ def test_headers_that_came_while_the_process_stood_still(
 
 
 def isStopped(pid: int) -> bool:
-    """Say whether a process stands still, all of its threads."""
+    """Return whether all threads of a process are stopped."""
     tasks = Path(f"/proc/{pid}/task").iterdir()
     return all((task / "stat").read_text().rpartition(") ")[2][0] == "T" for task in tasks)
 

@@ -1,4 +1,4 @@
-"""Whatever happens to the system's time, clients are let go and a stop ends (with libfaketime)."""
+"""Timeouts hold when the system's clock is set (with libfaketime)."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Clocked = tuple[Process, Callable[[int], None]]
 
 @pytest.fixture
 def clocked(start: Start, tmp_path: Path) -> Callable[..., Clocked]:
-    """Start C{twistd -n hello-listen} with arguments, and return it and what sets its clock."""
+    """Start C{twistd -n hello-listen}, and return it and a function that sets its clock."""
     preload = run(tool("faketime"), "-f", "+0", "printenv", "LD_PRELOAD").stdout.strip()
 
     def step(seconds: int) -> None:
@@ -97,7 +97,7 @@ def accepted(
 
 
 def refuses(path: str) -> bool:
-    """Say whether a UNIX socket lets nobody in any more."""
+    """Return whether a UNIX socket refuses connections."""
     with socket.socket(socket.AF_UNIX) as client:
         return client.connect_ex(path) == errno.ECONNREFUSED
 
@@ -108,7 +108,7 @@ REACTORS = ["epoll", slow("asyncio"), slow("poll"), slow("select")]
 @pytest.mark.parametrize("reactor", REACTORS)
 @pytest.mark.parametrize("seconds", [-HOUR, slow(HOUR)])
 def test_stop(clocked: Callable[..., Clocked], tmp_path: Path, reactor: str, seconds: int) -> None:
-    """A stop during which the clock is set waits for a missing header as long as any other."""
+    """A stop's grace period for a missing header holds if the clock is set meanwhile."""
     server, step = clocked(reactor, "-e", "haproxy:unix:s")
     address = addressOf(server)
     assert isinstance(address, str)
@@ -149,7 +149,7 @@ def test_pause(clocked: Callable[..., Clocked], reactor: str) -> None:
 
 @pytest.mark.slow
 def test_log_that_is_stuck(clocked: Callable[..., Clocked], fifo: Path, reader: int) -> None:
-    """A stop gives a log that cannot be written as much time as ever."""
+    """A stop waits for a blocked log until its timeout, even if the clock is set meanwhile."""
     server, step = clocked("epoll", "-e", "unix:s", "-l", fifo)
     address = addressOf(server)
     assert isinstance(address, str)
@@ -167,7 +167,7 @@ def test_log_that_is_stuck(clocked: Callable[..., Clocked], fifo: Path, reader: 
 def test_header_that_does_not_come(
     clocked: Callable[..., Clocked], tmp_path: Path, seconds: int
 ) -> None:
-    """A silent client is let go, and one who sends its header after the step is named."""
+    """A silent client times out, and a client that sends its header after the step is named."""
     server, step = clocked("epoll", "-e", f"haproxy:{LOOPBACK}")
     with accepted(server, addressOf(server), 2) as [client, silent]:
         step(seconds)

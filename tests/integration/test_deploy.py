@@ -1,4 +1,4 @@
-"""The files that people copy are run as they are, but for ports and folders of the test's own."""
+"""The files of src/deploy, run with no change but the test's own ports and folders."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def commandOf(unit: str) -> list[str]:
 
 
 def test_each_file_says_what_it_is() -> None:
-    """Who has copied a file knows from its first line what it does, and where it belongs."""
+    """The first line of each file says what it does and where it goes."""
     assert len(FILES) >= 18
     for name in FILES:
         assert re.match(r'(# |""")\S.*', (DEPLOY / name).read_text()), name
@@ -115,7 +115,7 @@ def test_example_in_the_factory_s_help(start: Start, tmp_path: Path) -> None:
 
 
 def test_tac(start: Start, tmp_path: Path) -> None:
-    """Both endpoints are served by twistd, and the log is whole."""
+    """twistd serves both endpoints, and the log is complete."""
     (tmp_path / "hello.tac").write_text(deployed("examples/hello.tac", (":7878:", ":0:")))
     server = start("twistd", "--pidfile=", "-ny", "hello.tac")
     port = server.port()
@@ -128,7 +128,7 @@ def test_tac(start: Start, tmp_path: Path) -> None:
 
 
 def test_canary(start: Start, tmp_path: Path) -> None:
-    """Several ports are served, each client is limited, and the page knows it."""
+    """It serves several ports, limits each client, and shows both on the page."""
     ports = ("tcp6:2323", "tcp6:1433", "tcp6:3389", "tcp6:5900")
     text = deployed("examples/canary.tac", *((port, "tcp6:0") for port in ports), (":7880:", ":0:"))
     (tmp_path / "canary.tac").write_text(text)
@@ -166,7 +166,7 @@ def test_rotation(hello: Start, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("unit", UNITS)
 def test_unit(tmp_path: Path, unit: str) -> None:
-    """Systemd finds nothing wrong with a unit, and a service well contained."""
+    """systemd-analyze finds no mistake in a unit, and a service well sandboxed."""
     for name in UNITS:
         (tmp_path / Path(name).name).write_text((DEPLOY / name).read_text().replace(*INSTALLED))
     path = tmp_path / Path(unit).name
@@ -177,7 +177,7 @@ def test_unit(tmp_path: Path, unit: str) -> None:
 
 
 def test_units_of_several_processes(tmp_path: Path) -> None:
-    """The service serves as a template, whose first instance has the socket."""
+    """The service works as a template unit, whose first instance gets the socket."""
     service = deployed("systemd/hello-listen.service", INSTALLED)
     (tmp_path / "hello-listen@.service").write_text(service)
     shutil.copy(DEPLOY / "systemd" / "hello-listen.socket", tmp_path)
@@ -187,7 +187,7 @@ def test_units_of_several_processes(tmp_path: Path) -> None:
 
 
 def test_units_of_a_node(start: Start, tmp_path: Path) -> None:
-    """The units of a node are right, and its command serves clients and tells who they are."""
+    """A node's units are valid; its command serves clients and shows them in the status."""
     for name in ("hello-listen.socket", "hello-listen-status.socket"):
         shutil.copy(DEPLOY / "systemd" / name, tmp_path)
     service = deployed("systemd/hello-listen.service", INSTALLED)
@@ -259,7 +259,7 @@ def test_proxy(start: Start, hello: Start, nginx: Start, tmp_path: Path, proxy: 
 
 
 def test_nginx_with_a_password(hello: Start, nginx: Start, tmp_path: Path) -> None:
-    """nginx asks for a password, and passes on who has it."""
+    """nginx asks for a password, and forwards requests that have it."""
     server = hello("-e", LOOPBACK, "--status", "unix:status.sock")
     server.port()
     port = freePort()
@@ -282,7 +282,7 @@ def test_nginx_with_a_password(hello: Start, nginx: Start, tmp_path: Path) -> No
 
 
 def test_alert_rules(tmp_path: Path) -> None:
-    """The alert rules tell of the first connection after a start or a pause, and of losses."""
+    """The alert rules fire at the first connection after a start or a pause, and at losses."""
     rules = DEPLOY / "prometheus" / "alert-rules.yml"
     checked = run(tool("promtool"), "check", "rules", rules)
     assert checked.returncode == 0, checked.stderr

@@ -1,4 +1,4 @@
-"""Out of descriptors, clients wait: nobody is dropped or unrecorded, and the log stays short."""
+"""Without free descriptors, clients wait: each is recorded, and the log stays short."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FEW = 40
 """Descriptors that a server may have, of which it needs some ten for itself."""
 
 LINES = 40
-"""More lines than a server logs while it starts, warns and stops, and fewer than one a client."""
+"""Upper bound of the lines that a server logs, which is less than one for each client."""
 
 
 @pytest.mark.parametrize(("wanted", "few"), [slow(8000, 1024), (1000, 30)])
@@ -46,7 +46,7 @@ def test_more_endpoints_than_half_the_descriptors(limited: Start, prefix: str) -
 
 @pytest.mark.parametrize("endpoint", ["unix:s", "ssl:0:interface=127.0.0.1"])
 def test_more_clients_than_descriptors(limited: Start, tmp_path: Path, endpoint: str) -> None:
-    """All are recorded, whatever the endpoint."""
+    """On any endpoint, all clients are recorded."""
     (tmp_path / "server.pem").write_text(makeCertificate(tmp_path) if "ssl" in endpoint else "")
     server = limited(FEW, "-l", "log", "-e", endpoint)
     ends = load(addressOf(server), 300, 300, paused=server.pid)
@@ -74,7 +74,7 @@ def test_more_headers_than_descriptors(limited: Start, tmp_path: Path, endpoint:
     "holder", [slow(f"haproxy:{LOOPBACK}"), "haproxy:ssl:0:interface=127.0.0.1"]
 )
 def test_beside_clients_that_hold_descriptors(limited: Start, tmp_path: Path, holder: str) -> None:
-    """Clients of another endpoint, who owe it their headers, cost nobody his record."""
+    """Silent clients of another endpoint that hold descriptors cost no client its record."""
     (tmp_path / "server.pem").write_text(makeCertificate(tmp_path) if "ssl" in holder else "")
     server = limited(FEW, "-l", "log", "-e", LOOPBACK, "-e", holder)
     address, holding = addressOf(server), addressOf(server)

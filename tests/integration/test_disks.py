@@ -104,7 +104,7 @@ def limit(server: Process, size: int) -> None:
 @needsRoot
 @pytest.mark.parametrize(("kind", "log"), [slow("tmpfs", "-"), slow("ext4", "log")])
 def test_full_disk(start: Start, tmp_path: Path, kind: str, log: str) -> None:
-    """A full disk is one line, room again is one more, and the file is whole and has no hole."""
+    """A full disk logs one line, free space one more; the file has whole lines, no hole."""
     with mounted(kind, tmp_path) as disk:
         path = "-" if log == "-" else disk.log
         server = start(
@@ -119,7 +119,7 @@ def test_full_disk(start: Start, tmp_path: Path, kind: str, log: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("log", ["-", "log"])
 def test_file_that_may_not_grow(start: Start, tmp_path: Path, log: str) -> None:
-    """A file at its limit is one line as well, until the limit is gone."""
+    """A file at its size limit logs one line as well, until the limit is raised."""
     server = start(
         "/bin/sh", "-c", 'exec "$@" > log', "sh", *TWISTD, "--logfile=twistd.log",
         "hello-listen", "-l", log, "-e", f"unix:{tmp_path}/s",
@@ -134,7 +134,7 @@ def test_file_that_may_not_grow(start: Start, tmp_path: Path, log: str) -> None:
 def checkFullAndEmpty(
     server: Process, folder: Path, log: Path, makeRoom: Callable[[], object]
 ) -> None:
-    """Fill the file of a log, make room, and check what was said and what was written."""
+    """Fill the disk of a log, make room, and check both logs."""
     assert load(f"{folder}/s", 600, 32) == {"ended": 600}
     until(lambda: "Connection log failed" in (folder / "twistd.log").read_text())
     untilTried(server.pid, 5)
@@ -151,7 +151,7 @@ def checkFullAndEmpty(
 
 @pytest.mark.slow
 def test_two_processes_on_a_file_that_may_not_grow(start: Start, tmp_path: Path) -> None:
-    """However late a process removes half a record of its own, it removes none of another's."""
+    """A process that truncates its own partial record removes no record of another process."""
     late = "-D", "-f", "-qq", "-o", "/dev/null", "-e", "inject=ftruncate:delay_enter=500000"
     full = start(tool("strace"), *late, *TWISTD, "hello-listen", "-l", "log", "-e", LOOPBACK)
     other = start(*TWISTD, "hello-listen", "-l", "log", "-e", LOOPBACK)
@@ -176,7 +176,7 @@ def test_two_processes_on_a_file_that_may_not_grow(start: Start, tmp_path: Path)
 @needsRoot
 @pytest.mark.slow
 def test_loss_with_both_logs_on_a_full_disk(start: Start, tmp_path: Path) -> None:
-    """Where Twisted's log has no room either, the connection log itself tells what it lost."""
+    """If Twisted's log has no room either, the connection log itself counts the losses."""
     with mounted("tmpfs", tmp_path) as disk:
         (tmp_path / "hello.tac").write_text(
             "from twisted.application.service import Application\n"
@@ -201,7 +201,7 @@ def test_loss_with_both_logs_on_a_full_disk(start: Start, tmp_path: Path) -> Non
 
 @needsRoot
 def test_room_while_it_ends(start: Start, tmp_path: Path) -> None:
-    """Who ends with a full disk goes on trying as long as a log may take to close."""
+    """A process that stops with a full disk retries until the close timeout."""
     with mounted("tmpfs", tmp_path) as disk:
         server = start(*TWISTD, "hello-listen", "-l", disk.log, "-e", f"unix:{tmp_path}/s")
         server.expect("Listening on")
@@ -217,7 +217,7 @@ def test_room_while_it_ends(start: Start, tmp_path: Path) -> None:
 
 
 def test_lock_of_a_reader(hello: Start, tmp_path: Path) -> None:
-    """Whoever may read the log may lock it, and stops nothing by that."""
+    """A reader that locks the log does not stop writes."""
     server = hello("-l", "log", "-e", LOOPBACK)
     address = ("127.0.0.1", server.port())
     untilEnd(address)
@@ -248,7 +248,7 @@ def test_closed_logs_keep_no_descriptor(start: Start, tmp_path: Path) -> None:
 
 
 def test_permissions_after_a_rotation(tmp_path: Path) -> None:
-    """The log of a daemon is made anew with the permissions that it had at first."""
+    """After a rotation, a daemon's log has the permissions that it had at first."""
     started = run(
         "/bin/sh", "-c", 'umask 022; exec "$@"', "sh", SCRIPTS / "twistd", "--logfile=twistd.log",
         "--pidfile=pid", "hello-listen", "-l", "log", "-e", f"unix:{tmp_path}/s", cwd=tmp_path,
@@ -289,7 +289,7 @@ def test_nonblocking_standard_output(start: Start, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("log", "redirection"), [("-", ">&-"), ("", "")])
 def test_no_log_to_write_to(tmp_path: Path, log: str, redirection: str) -> None:
-    """Without standard output, and without a path, there is an error before anything is bound."""
+    """Without standard output or without a path, start-up fails before anything is bound."""
     ended = run(
         "/bin/sh", "-c", f'exec "$@" {redirection}', "sh", *TWISTD, "hello-listen", "-l", log,
         "-e", "unix:s", cwd=tmp_path,

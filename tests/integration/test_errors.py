@@ -1,4 +1,4 @@
-"""What cannot be started says so in one line, under every way to start it, and leaves nothing."""
+"""Start-up errors: one line, whatever starts the service, and no file left behind."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_errors(tmp_path: Path, how: str, part: int) -> None:
 
 
 def check(how: str, folder: Path, arguments: list[str], named: str) -> None:
-    """Start it with an error, in a folder with a live UNIX socket, and look at what comes of it."""
+    """Start the service with an error, beside a live UNIX socket, and check the result."""
     folder.mkdir()
     with busy(folder) as port:
         program, *flags = how.split()
@@ -125,7 +125,7 @@ def test_log_on_the_wrong_side(tmp_path: Path) -> None:
 
 
 def test_application_that_cannot_listen(tmp_path: Path) -> None:
-    """Under C{twistd -y}, the traceback is one, and ends in the reason."""
+    """Under C{twistd -y}, there is one traceback, which ends in the reason."""
     (tmp_path / "hello.tac").write_text(
         "from twisted.application.service import Application\n"
         "from hello_listen import HelloFactory, HelloService\n"
@@ -180,7 +180,7 @@ def test_chroot_without_the_null_device(tmp_path: Path, how: list[str]) -> None:
     ],
 )
 def test_errors_of_twistd(tmp_path: Path, option: str, said: str, explained: str) -> None:
-    """What twistd says of its own options ends in a line that the handbook explains."""
+    """The handbook explains the last line of twistd's errors about its own options."""
     command = SCRIPTS / "twistd", "-n", "--pidfile=", option, "hello-listen", "-e", LOOPBACK
     ended = run(*command, cwd=tmp_path)
     assert ended.returncode == 1
@@ -239,7 +239,7 @@ def test_tls_without_pyopenssl(tmp_path: Path) -> None:
 
 
 def test_port_below_1024_without_rights(tmp_path: Path) -> None:
-    """Whoever may not bind a port is told so."""
+    """Without the right to bind a port, the error says so."""
     if int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text()) <= 1:
         pytest.skip("here everyone may bind port 1")
     restrict = [] if os.geteuid() else [tool("setpriv"), "--bounding-set=-net_bind_service"]

@@ -1,4 +1,4 @@
-"""The fleet of fleet.sh: nobody is lost while each part of it goes away in turn."""
+"""The fleet of fleet.sh loses no client while each of its parts fails in turn."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ from processes import (
 
 pytestmark = [pytest.mark.fleet, pytest.mark.unix]
 WHO = 'log stdout format raw local0\n    log-format "ended %ci:%cp %s %ts"\n'
-"""What HAProxy is told in addition: to say which node answered whom, and how that ended."""
+"""Further configuration of HAProxy: log which node answered a client, and how that ended."""
 
 MAX_AGE = 0.5
-"""Seconds for which the status shows the same counts again."""
+"""Seconds for which the status caches a snapshot."""
 
 BATCH = 0.01
-"""Seconds whose records a SIGKILL may take."""
+"""Seconds of records that SIGKILL may lose."""
 
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-"""Asks this machine, whatever proxy the environment names."""
+"""Opens URLs of this machine, without the environment's proxy."""
 
 Record = dict[str, Any]
 
@@ -96,11 +96,11 @@ class Fleet:
         return process
 
     def stop(self, part: str, number: int = signal.SIGTERM) -> None:
-        """Tell a part to end, and wait until it has."""
+        """Stop a part, and wait for its end."""
         self.parts.pop(part).stop(number)
 
     def get(self, location: str, **query: str) -> str:
-        """Return what is there, or nothing as long as nobody answers."""
+        """Return the contents of a URL, or nothing while the server does not answer."""
         try:
             url = f"http://{location}?{urllib.parse.urlencode(query)}"
             with OPENER.open(url, timeout=PATIENCE) as answer:
@@ -112,7 +112,7 @@ class Fleet:
         return ""
 
     def ask(self, query: str) -> list[dict[str, Any]]:
-        """Return Prometheus' answer to a query, or nothing as long as it has none."""
+        """Return Prometheus's result of a query, or nothing while there is none."""
         answer = self.get(f"{self.front}:9091/api/v1/query", query=query)
         return json.loads(answer)["data"]["result"] if answer else []
 
@@ -150,7 +150,7 @@ def fleet(start: Start, tmp_path: Path) -> Iterator[Fleet]:
 
 
 def test_fleet(fleet: Fleet) -> None:
-    """Of 100,000 clients, all are in one file but for what SIGKILL took, and Prometheus agrees."""
+    """All of 100,000 clients but SIGKILL's losses are in one file, and Prometheus agrees."""
     sources = [f"{fleet.network}.{number}" for number in range(20, 28)]
     crowd = Crowd((fleet.front, 7878), sources)
     crowd.start()

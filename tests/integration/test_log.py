@@ -1,4 +1,4 @@
-"""A connection log to be trusted: with stalled pipes, full disks, rotation and sudden ends."""
+"""The connection log of a process, with stalled pipes, size limits, rotation and stops."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.unix
 
 
 def test_stalled_reader(hello: Start, fifo: Path, reader: int) -> None:
-    """3,000 clients are answered while nobody reads; all their records come when somebody does."""
+    """3,000 clients are answered while nobody reads the pipe; its reader then gets all records."""
     server = hello("-l", fifo, "-e", LOOPBACK)
     assert load(("127.0.0.1", server.port()), 3000, 32) == {"ended": 3000}
     os.set_blocking(reader, True)
@@ -31,7 +31,7 @@ def test_stalled_reader(hello: Start, fifo: Path, reader: int) -> None:
 
 
 def test_stop_while_the_reader_is_stalled(hello: Start, fifo: Path, reader: int) -> None:
-    """The process ends, and says how many records nobody took."""
+    """The process ends, and logs how many records are lost."""
     server = hello("-l", fifo, "-e", LOOPBACK)
     assert load(("127.0.0.1", server.port()), 3000, 32) == {"ended": 3000}
     connections, written, lost = counted(server.stop())
@@ -58,7 +58,7 @@ def test_reader_that_goes_away(hello: Start, fifo: Path, reader: int) -> None:
 
 @pytest.mark.slow
 def test_more_than_is_kept(start: Start, tmp_path: Path) -> None:
-    """What exceeds the memory bound stands as a count in the log, where it is missing."""
+    """Records beyond the memory bound are counted by a gap record in their place."""
     (tmp_path / "hello.tac").write_text(
         "import os, resource\n"
         "from twisted.application.service import Application\n"
@@ -84,7 +84,7 @@ def test_more_than_is_kept(start: Start, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_file_size_limit(start: Start, tmp_path: Path) -> None:
-    """A file that may not grow is said to be so, and what is lost is counted at the end."""
+    """A file at its size limit is logged, and the losses are counted at the end."""
     server = start(
         "/bin/sh", "-c", 'ulimit -f 20; exec "$@"', "sh", SCRIPTS / "twistd", "-n", "--pidfile=",
         "hello-listen", "-l", "log", "-e", LOOPBACK,
@@ -117,7 +117,7 @@ def test_rotation_under_load(hello: Start, tmp_path: Path) -> None:
 
 
 def test_copytruncate(hello: Start, tmp_path: Path) -> None:
-    """A log that is cut to nothing goes on from there."""
+    """A log that is truncated to nothing continues from its new end."""
     log = tmp_path / "log"
     server = hello("-l", log, "-e", LOOPBACK)
     address = ("127.0.0.1", server.port())
@@ -133,7 +133,7 @@ def test_copytruncate(hello: Start, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may change the user")
 def test_uid(start: Start, tmp_path: Path) -> None:
-    """A log that was opened as root is written to as another user, who may not even see it."""
+    """A log that root opened is written as another user, who has no right to open it."""
     tmp_path.chmod(0o700)
     server = start(
         "twistd", "-n", "--pidfile=", "--uid=65534", "hello-listen",
@@ -197,7 +197,7 @@ def test_log_that_cannot_be_opened(tmp_path: Path, path: str, reason: str) -> No
 
 @pytest.mark.slow
 def test_memory_is_flat(hello: Start, tmp_path: Path) -> None:
-    """Connections leave nothing behind."""
+    """Connections leak no memory."""
     server = hello("-l", tmp_path / "log", "-e", LOOPBACK)
     address = ("127.0.0.1", server.port())
 

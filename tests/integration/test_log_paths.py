@@ -1,4 +1,4 @@
-"""A connection log whose path is special, is stuck, or leads to nothing that anybody could read."""
+"""A connection log whose path is a blocked pipe, a mounted file, a removed file or a device."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def inBackground(folder: Path, *command: object) -> Iterator[None]:
 
 
 def test_reader_that_stops(hello: Start, fifo: Path, reader: int) -> None:
-    """Records that wait for 2 seconds are a failure, told in each way once, as is its end."""
+    """Records that wait for 2 seconds are a failure, reported once, as is its end."""
     folder = fifo.parent
     server = hello("-l", fifo, "-e", LOOPBACK, "--status", f"unix:{folder}/status")
     address = ("127.0.0.1", server.port())
@@ -85,7 +85,7 @@ def test_reader_that_stops(hello: Start, fifo: Path, reader: int) -> None:
 
 @pytest.mark.slow
 def test_reader_that_stops_reading_both_logs(start: Start, tmp_path: Path) -> None:
-    """Where Twisted's log goes to the same pipe, nobody waits for it, and the status answers."""
+    """If Twisted's log goes to the same blocked pipe, the status still answers."""
     server = start(
         "twistd", "-n", "--pidfile=", "hello-listen", "-l", "-", "-e", LOOPBACK,
         "--status", f"unix:{tmp_path}/status",
@@ -99,7 +99,7 @@ def test_reader_that_stops_reading_both_logs(start: Start, tmp_path: Path) -> No
 @needsRoot
 @pytest.mark.slow
 def test_frozen_file_system(start: Start, tmp_path: Path) -> None:
-    """As long as no write ends, the log fails; then nothing was lost."""
+    """While writes are blocked, the log fails; after that, nothing is lost."""
     image, mount = tmp_path / "image", tmp_path / "mount"
     image.write_bytes(b"")
     os.truncate(image, 16 * 2**20)
@@ -120,7 +120,7 @@ def test_frozen_file_system(start: Start, tmp_path: Path) -> None:
         assert run(freeze, "-f", mount).returncode == 0
         try:
             assert load(address, 500, 32) == {"ended": 500}
-            # What the process says is read later: until the end of this, nothing could end it.
+            # Read its output later: nothing can end the process until the file system is thawed.
             untilHealth(tmp_path, "records have waited for 2 seconds")
         finally:
             assert run(freeze, "-u", mount).returncode == 0
@@ -141,7 +141,7 @@ def lastLines(log: Path) -> list[dict[str, object]]:
 
 @pytest.mark.slow
 def test_stop_without_room_for_a_record(hello: Start, tmp_path: Path) -> None:
-    """The log itself says what was lost, where at least one short line fits."""
+    """The log itself counts losses, if at least one short line fits."""
     log = tmp_path / "log"
     server = hello("-l", log, "-e", LOOPBACK)
     address = ("127.0.0.1", server.port())
@@ -164,7 +164,7 @@ def test_stop_without_room_for_a_record(hello: Start, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [300, 321])
 def test_stop_on_a_full_disk(start: Start, tmp_path: Path, count: int) -> None:
-    """Whatever fits at the end are whole lines, and they are true."""
+    """The last lines that fit are whole, and their counts are right."""
     mount = tmp_path / "mount"
     mount.mkdir()
     attached = run(tool("mount"), "-t", "tmpfs", "-o", "size=64k", "none", mount)
@@ -231,7 +231,7 @@ def test_file_that_is_mounted_by_itself(start: Start, tmp_path: Path) -> None:
 
 @needsRoot
 def test_rename_that_cannot_be_followed(start: Start) -> None:
-    """Without the right to make a new file, the renamed one is written, and /healthz says so."""
+    """Without the right to create a new file, the renamed file is written, and /healthz says so."""
     with TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o755)
@@ -253,7 +253,7 @@ def test_rename_that_cannot_be_followed(start: Start) -> None:
 
 @needsRoot
 def test_path_that_nobody_can_see(start: Start, tmp_path: Path) -> None:
-    """A log that may be where it was is none that fails."""
+    """A log whose path cannot be seen any more does not count as failing."""
     tmp_path.chmod(0o700)
     server = start(
         "twistd", "-n", "--pidfile=", "--uid=65534", "hello-listen", "-l", tmp_path / "log",
@@ -271,7 +271,7 @@ def test_path_that_nobody_can_see(start: Start, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", ["/dev/stdout", slow("/proc/self/fd/1"), slow("/dev/stderr")])
 def test_standard_stream_in_the_background(tmp_path: Path, path: str) -> None:
-    """It would lead to /dev/null, so it is refused before anything is made."""
+    """In the background, it would lead to /dev/null, so start-up fails before any file exists."""
     ended = run(
         "/bin/sh", "-c", 'exec "$@" >output', "sh", SCRIPTS / "twistd", "--pidfile=pid",
         "hello-listen", "-l", path, "-e", "unix:s", cwd=tmp_path,
@@ -303,7 +303,7 @@ def test_standard_descriptors_that_are_closed(tmp_path: Path, options: tuple[str
 
 @pytest.mark.parametrize("mode", [0o600, slow(0o640)])
 def test_umask_of_twistd(tmp_path: Path, mode: int) -> None:
-    """It holds for the first file and for each that follows, whatever the shell's is."""
+    """twistd's umask, not the shell's, applies to the first file and to each later one."""
     log = tmp_path / "log"
     command = (
         "/bin/sh", "-c", 'umask 022; exec "$@"', "sh", SCRIPTS / "twistd", "--pidfile=pid",
@@ -319,7 +319,7 @@ def test_umask_of_twistd(tmp_path: Path, mode: int) -> None:
 
 
 def test_standard_output_that_is_a_socket(start: Start, tmp_path: Path) -> None:
-    """Under systemd, /dev/stdout is one, which cannot be opened; a dash writes to it."""
+    """Under systemd, /dev/stdout is a socket and cannot be opened; a dash writes to it."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         command = SCRIPTS / "twistd", "-n", "--pidfile=", "--logfile=twistd.log", "hello-listen"
@@ -344,7 +344,7 @@ def test_standard_output_that_is_a_socket(start: Start, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_terminal_that_there_is_not(tmp_path: Path) -> None:
-    """A process without a terminal is not told that this is a pipe."""
+    """Without a terminal, the error for /dev/tty does not call it a pipe."""
     ended = run(
         tool("setsid"), "-w", SCRIPTS / "twistd", "-n", "--pidfile=", "hello-listen",
         "-l", "/dev/tty", "-e", "unix:s", cwd=tmp_path,

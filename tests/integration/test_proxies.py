@@ -200,7 +200,7 @@ def test_what_only_haproxy_knows(start: Start, hello: Start, tmp_path: Path) -> 
 
 
 def test_health_checks_without_a_header(hello: Start, tmp_path: Path) -> None:
-    """Those of a listed network are counted only, unless they send something."""
+    """Health checks from a summarized network are counted, not recorded, unless they send data."""
     server = hello("-l", "log", "-e", f"haproxy:{LOOPBACK}", "--summarize", "127.0.0.1")
     port = server.port()
     for ending in (struct.pack("ii", 0, 0), struct.pack("ii", 1, 0)):
@@ -219,7 +219,7 @@ def test_health_checks_without_a_header(hello: Start, tmp_path: Path) -> None:
 
 
 def test_trusted_proxy(start: Start, hello: Start, tmp_path: Path) -> None:
-    """HAProxy names its client from a trusted address; another peer is itself, at once."""
+    """HAProxy at a trusted address names its client; other peers are recorded at once."""
     endpoint = f"haproxy:{LOOPBACK}"
     server = hello(
         "-l", "log", "--trusted-proxy", "127.0.0.9", "-e", endpoint, "-e", "haproxy:unix:s"
@@ -280,7 +280,7 @@ def test_inside_tls(hello: Start, tmp_path: Path) -> None:
 
 
 def test_hostile_peers(hello: Start) -> None:
-    """Whatever is sent instead of a header is one line, without control character or traceback."""
+    """Anything sent instead of a header logs one line, without control characters or traceback."""
     server = hello("-e", f"haproxy:{LOOPBACK}")
     port = server.port()
     hostile = [
@@ -329,7 +329,7 @@ def test_header_that_names_nobody(hello: Start, tmp_path: Path, header: bytes) -
 
 @pytest.mark.parametrize("program", ["connect", "half-open"])
 def test_port_scan(hello: Start, program: str) -> None:
-    """nmap's connect scan is recorded; its half-open scan establishes nothing, which is nothing."""
+    """nmap's connect scan is recorded; its half-open scan, without a connection, is not."""
     server = hello("-e", LOOPBACK)
     port = server.port()
     if program == "half-open" and os.geteuid() != 0:
@@ -362,7 +362,7 @@ def test_twist_json_of_a_proxied_connection(start: Start) -> None:
 
 @pytest.mark.parametrize("family", ["INET", slow("INET6"), slow("UNIX")])
 def test_restart_loses_nobody(inherit: Start, tmp_path: Path, family: str) -> None:
-    """While its socket is inherited, those who come when the service is down wait for the next."""
+    """Clients that connect to an inherited socket during a restart are served after it."""
     if family == "UNIX":
         listener, address = socket.socket(socket.AF_UNIX), str(tmp_path / "s")
         listener.bind(address)

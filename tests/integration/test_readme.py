@@ -1,4 +1,4 @@
-"""The README's own commands and endpoints, as they stand there."""
+"""The commands and endpoints of the README files."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ GUIDES = [
 
 
 def test_the_two_commands() -> None:
-    """One runs the main job, one passes the tests; this test is part of what the latter runs."""
+    """The first command starts hello-listen, the second runs the tests, of which this is one."""
     [job, test] = re.findall(r"^```sh\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)[:2]
     setUp = "python3 -m venv .venv && .venv/bin/pip install -q "
     assert job == f"{setUp}. && .venv/bin/twistd -n hello-listen\n"
@@ -51,7 +51,7 @@ def test_the_two_commands() -> None:
 
 
 def test_length() -> None:
-    """It is short enough to be read: what is longer stands beside the thing that it is about."""
+    """The README has at most 200 lines."""
     assert len(README.splitlines()) <= 200
 
 

@@ -146,7 +146,7 @@ def test_awk(logs: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_pipe(logs: Path) -> None:
-    """Standard input may be a pipe, and standard output one whose reader has enough."""
+    """Standard input may be a pipe, and standard output a pipe whose reader ends early."""
     command = f"zcat -f {logs}/connections.jsonl* | {REPORT} - | head -n 1; echo ${{PIPESTATUS[1]}}"
     done = run(tool("bash"), "-c", command)
     head = run(REPORT, logs / "all.jsonl").stdout.splitlines()[0]
@@ -155,7 +155,7 @@ def test_pipe(logs: Path) -> None:
 
 @pytest.mark.slow
 def test_leaves_nothing(logs: Path, tmp_path: Path) -> None:
-    """What was kept in the temporary folder is gone at the end, after errors too."""
+    """The report leaves nothing in the temporary folder, even after errors."""
     for argument, status in (("--json", 1), ("none.jsonl", 2), ("--svg=none/x", 2)):
         done = run(REPORT, "all.jsonl", argument, cwd=logs, env={"TMPDIR": str(tmp_path)})
         assert done.returncode == status
@@ -214,7 +214,7 @@ def test_closed_descriptors(logs: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["cat {0} | {1} --json -", "{1} --json {0}"])
 def test_larger_than_memory(tmp_path: Path, command: str) -> None:
-    """What DuckDB does not read by itself may be larger than the memory that it gets."""
+    """Logs that DuckDB does not read directly may be larger than its memory limit."""
     line = record(0, "Connection established!", None, **{"client.address": "192.0.2.1"})
     part = gzip.compress(line.encode() * 10_000, 1)
     (tmp_path / "log.gz").write_bytes(part * 500)
@@ -249,6 +249,6 @@ def test_oldest_duckdb(logs: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(1000, 2000, 100))
 def test_counts_of_a_thousand(seed: int, tmp_path: Path) -> None:
-    """Over a thousand random logs, the report says what was really fed to it."""
+    """Over a thousand random logs, the report agrees with the lines that were written."""
     for number in range(seed, seed + 100):
         check(number, tmp_path / str(number))

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.unix
 
 @pytest.mark.parametrize("reactor", ["default", "asyncio", slow("poll"), slow("select")])
 def test_logs_and_drops(start: Start, reactor: str) -> None:
-    """Each reactor logs who connected, and ends the stream cleanly and without a word."""
+    """With each reactor, the client is logged and reads EOF without data."""
     choice = [] if reactor == "default" else [f"--reactor={reactor}"]
     server = start("twistd", "-n", "--pidfile=", *choice, "hello-listen", "-e", LOOPBACK)
     port = server.port()
@@ -55,7 +55,7 @@ def test_twist(start: Start) -> None:
 
 
 def test_daemon(tmp_path: Path) -> None:
-    """Daemonized, it returns when it listens, and removes its pidfile at the end."""
+    """twistd returns when its daemon listens; the daemon removes its pidfile at the end."""
     log, pidfile = tmp_path / "log", tmp_path / "pid"
     command = SCRIPTS / "twistd", "--logfile", log, "--pidfile", pidfile
     started = run(*command, "hello-listen", "-e", f"unix:{tmp_path}/s", cwd=tmp_path)
@@ -113,7 +113,7 @@ def isFree(port: int) -> bool:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stopping(start: Start, hello: Start, number: int) -> None:
-    """A signal ends it at once; its last line is the count; the port can be bound again at once."""
+    """A signal ends the process at once; the log ends with the counts, and the port is free."""
     server = hello("-e", LOOPBACK)
     port = server.port()
     untilEnd(("127.0.0.1", port))
@@ -205,7 +205,7 @@ def test_netcats(hello: Start, client: list[str]) -> None:
 
 
 def test_browser(hello: Start, tmp_path: Path) -> None:
-    """A browser shows its own page for an empty reply, and each of its tries is a line."""
+    """A browser shows its error page for an empty reply, and each of its attempts is logged."""
     server = hello("-e", LOOPBACK)
     port = server.port()
     shown = run(
@@ -244,7 +244,7 @@ def test_tls(hello: Start, certificate: Path, endpoint: str) -> None:
 
 
 def test_parameters_that_cannot_be_used(hello: Start, certificate: Path, tmp_path: Path) -> None:
-    """Where TLS could not begin for any client, the process ends at once, and says why."""
+    """If TLS parameters cannot work for any client, start-up fails with the reason."""
     (tmp_path / "dh.pem").write_text("hello")
     key = f"privateKey={certificate}/server.pem"
     server = hello("-e", f"ssl:0:interface=127.0.0.1:{key}:dhParameters=dh.pem")

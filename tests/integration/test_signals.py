@@ -1,4 +1,4 @@
-"""However it is told to end, nobody is lost; what is no end to it does not end it."""
+"""Signals: those that stop the process lose no client, and the others do not stop it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ATTACH = (
     "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
     "os.execv(sys.argv[1], sys.argv[1:])"
 )
-"""Makes standard input the terminal of a session that has none, and becomes another program."""
+"""Makes standard input the controlling terminal of a new session, and runs another program."""
 
 
 class Terminal:
@@ -74,7 +74,7 @@ LOGGED = "hello-listen", "-l", "log", "-e", LOOPBACK
 
 
 def endsWell(server: Process, folder: Path) -> None:
-    """Check that a server which is told to end has recorded all, says so, and leaves no pidfile."""
+    """Check that a stopped server has recorded and counted all clients, and left no pidfile."""
     server.wait()
     output = "\n".join(server.lines)
     total = len(recorded(folder / "log"))
@@ -119,7 +119,7 @@ def early(start: Start, folder: Path, name: str, moment: str, *command: object) 
 )
 @pytest.mark.parametrize("name", ALL)
 def test_before_the_reactor_runs(start: Start, tmp_path: Path, name: str, moment: str) -> None:
-    """From the first import on, a signal does what it does later, when the reactor runs."""
+    """From the first import on, a signal has the same effect as while the reactor runs."""
     server = early(start, tmp_path, name, moment, *TWISTD)
     if name == "SIGHUP":
         untilEnd(("127.0.0.1", server.port()))
@@ -136,7 +136,7 @@ def test_rotation_before_the_reactor_runs(start: Start, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["SIGTERM", slow("SIGINT")])
 def test_waiting_for_a_daemon(start: Start, tmp_path: Path, name: str) -> None:
-    """Whoever starts a daemon that hangs can end the process that waits for it."""
+    """A signal ends twistd while it waits for a daemon that hangs."""
     command = SCRIPTS / "twistd", "--pidfile=pid"
     waiting = early(start, tmp_path, "SIGSTOP", "socket.bind <.*>", *command)
     until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
@@ -151,7 +151,7 @@ def test_waiting_for_a_daemon(start: Start, tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", *map(slow, ALL[2:])])
 def test_as_soon_as_clients_come(start: Start, tmp_path: Path, name: str) -> None:
-    """Whoever connects as soon as the port is bound is recorded, if a signal comes as soon."""
+    """A client that connects as soon as the port is bound is recorded, even if a signal follows."""
     port = freePort()
     endpoint = f"tcp:{port}:interface=127.0.0.1"
     server = start(*TWISTD, *LOGGED[:3], "-e", endpoint, start_new_session=True)
@@ -171,7 +171,7 @@ def test_as_soon_as_clients_come(start: Start, tmp_path: Path, name: str) -> Non
 
 @pytest.mark.parametrize("how", [*map(slow, SIGNALS), "SIGHUP", slow("closed terminal")])
 def test_end_under_load(terminal: Terminal, tmp_path: Path, how: str) -> None:
-    """In a terminal, each signal ends it as SIGTERM does; so does the end of the terminal."""
+    """In a terminal, each signal, and closing the terminal, stops the process as SIGTERM does."""
     server = terminal.start(*TWISTD, *LOGGED)
     address = ("127.0.0.1", server.port())
     ends: list[Counter[str]] = []
@@ -190,7 +190,7 @@ def test_end_under_load(terminal: Terminal, tmp_path: Path, how: str) -> None:
 
 
 def test_terminal_that_shows_the_log(terminal: Terminal, tmp_path: Path) -> None:
-    """It ends well even if all that it prints goes to the terminal that was closed."""
+    """The stop is clean even if the log goes to the terminal that was closed."""
     server = terminal.start("/bin/sh", "-c", 'exec "$@" >&0 2>&0', "sh", *TWISTD, *LOGGED[:3],
                             "-e", f"unix:{tmp_path}/s")  # fmt: skip
     untilListening(tmp_path / "s")
@@ -212,7 +212,7 @@ def test_end_without_a_terminal(start: Start, tmp_path: Path, name: str) -> None
 
 
 def test_hang_up_without_a_terminal(start: Start, tmp_path: Path) -> None:
-    """SIGHUP then opens the log anew, at once, and service goes on."""
+    """SIGHUP without a terminal reopens the log at once, and the process serves on."""
     server = start(*TWISTD, *LOGGED, start_new_session=True)
     address = ("127.0.0.1", server.port())
     untilEnd(address)
@@ -264,7 +264,7 @@ def test_hang_up_of_a_daemon(tmp_path: Path) -> None:
 
 
 def test_nohup(terminal: Terminal, tmp_path: Path) -> None:
-    """SIGHUP stays ignored where it was, so that the end of the terminal is nothing to it."""
+    """An inherited ignored SIGHUP stays ignored, so that closing the terminal has no effect."""
     server = terminal.start(tool("nohup"), *TWISTD, *LOGGED)
     port = server.port()
     server.kill(signal.SIGHUP)
@@ -277,7 +277,7 @@ def test_nohup(terminal: Terminal, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["SIGTERM", slow("SIGINT"), slow("SIGQUIT")])
 def test_second_signal(start: Start, fifo: Path, reader: int, name: str) -> None:
-    """Who is told to end once more, while the last records still wait, ends as told at first."""
+    """A second signal, while the last records wait to be written, does not change the stop."""
     server = start(*TWISTD, "hello-listen", "-l", fifo, "-e", LOOPBACK)
     load(("127.0.0.1", server.port()), 1000, 32)
     server.kill(signal.SIGTERM)
@@ -294,7 +294,7 @@ def test_second_signal(start: Start, fifo: Path, reader: int, name: str) -> None
 
 
 def test_signals_at_once(start: Start, tmp_path: Path) -> None:
-    """Several signals that arrive together end it once."""
+    """Several signals that arrive together cause one stop."""
     server = start(*TWISTD, *LOGGED)
     untilEnd(("127.0.0.1", server.port()))
     for number in (signal.SIGSTOP, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGCONT):
@@ -316,7 +316,7 @@ HelloService(HelloFactory(ConnectionLog("log")), ["{endpoint}"]).setServiceParen
 
 @pytest.mark.parametrize("how", ["-ny", slow("-y")])
 def test_tac(tmp_path: Path, start: Start, how: str) -> None:
-    """A service in a .tac file writes the last of its records, and counts them, by itself."""
+    """A service in a .tac file writes and counts its last records at a stop."""
     (tmp_path / "hello.tac").write_text(TAC.format(endpoint=f"unix:{tmp_path}/s"))
     start("twistd", "--pidfile=pid", "--logfile=twistd.log", how, "hello.tac")
     untilListening(tmp_path / "s")
@@ -330,7 +330,7 @@ def test_tac(tmp_path: Path, start: Start, how: str) -> None:
 
 
 def test_handlers_of_an_embedder(start: Start, tmp_path: Path) -> None:
-    """In another application, a service leaves every signal to that, whether handled or not."""
+    """A service in another application changes none of its signal handlers."""
     (tmp_path / "hello.tac").write_text(
         TAC.format(endpoint=LOOPBACK)
         + "signal.signal(signal.SIGHUP, lambda *_: Logger().info('their own'))\n"

@@ -49,7 +49,7 @@ def statusPort(process: Process) -> int:
 
 
 def get(port: int, path: str = "/", host: str = "127.0.0.1") -> tuple[int, str]:
-    """Return the status and the content of an answer."""
+    """Return the HTTP status and the body of an answer."""
     client = HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
     client.request("GET", path, headers={"Host": host})
     response = client.getresponse()
@@ -67,7 +67,7 @@ def fromProxy(port: int, client: bytes, server: bytes) -> None:
 
 
 def test_one_more_option(hello: Start) -> None:
-    """--status tells who connected; connections are still logged."""
+    """--status shows the clients; connections are still logged."""
     server = hello("-e", LOOPBACK, "--status", LOOPBACK)
     status, port = statusPort(server), server.port()
     assert get(status, "/healthz") == (200, "OK\n")
@@ -82,7 +82,7 @@ def test_one_more_option(hello: Start) -> None:
 
 @pytest.mark.slow
 def test_log(hello: Start) -> None:
-    """With a connection log, its counts are told, and that it cannot be written."""
+    """With a connection log, the status shows its counts and its failure."""
     server = hello("-e", LOOPBACK, "--status", LOOPBACK, "-l", "/dev/full")
     status, port = statusPort(server), server.port()
     untilEnd(("127.0.0.1", port))
@@ -107,7 +107,7 @@ def test_all_or_nothing(start: Start, taken: str) -> None:
 
 
 def test_answers_to_the_end(hello: Start, fifo: Path, reader: int) -> None:
-    """At a stop, the status is told until the last connection is recorded."""
+    """At a stop, the status is served until the last connection is recorded."""
     server = hello("-e", LOOPBACK, "--status", LOOPBACK, "-l", fifo)
     status, port = statusPort(server), server.port()
     # More than a pipe holds that nobody reads.
@@ -150,7 +150,7 @@ def test_hosts(hello: Start) -> None:
 
 
 def test_slow_clients(hello: Start) -> None:
-    """200 slow HTTP clients keep neither a connection nor the page from others."""
+    """200 slow HTTP clients delay neither connections nor the page."""
     server = hello("-e", LOOPBACK, "--status", LOOPBACK)
     status, port = statusPort(server), server.port()
     with ExitStack() as slow:
@@ -186,7 +186,7 @@ class Pipeline(threading.Thread):
             self._poll.register(client, select.EPOLLOUT | (select.EPOLLIN if reads else 0))
 
     def run(self) -> None:
-        """Send and receive until that is enough, or all connections are lost."""
+        """Send and receive until a condition is true, or all connections are lost."""
         requests = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n" * 900
         left = dict.fromkeys(self._clients, requests[: 2**15])
         while self._clients and not self._enough.is_set():
@@ -252,7 +252,7 @@ def test_answers_that_nobody_takes(hello: Start) -> None:
     status = statusPort(server)
 
     def memory() -> int:
-        """Return the most KiB of memory that the server has had."""
+        """Return the server's peak memory, in KiB."""
         text = Path(f"/proc/{server.pid}/status").read_text()
         return int(re.findall(r"VmHWM:\s+(\d+) kB", text)[0])
 
@@ -267,7 +267,7 @@ def test_answers_that_nobody_takes(hello: Start) -> None:
 
 
 def test_log_of_every_endpoint(hello: Start, tmp_path: Path) -> None:
-    """Twisted's own lines name no class of this package, whatever the endpoint."""
+    """On no endpoint do Twisted's own log lines name a class of this package."""
     (tmp_path / "server.pem").write_text(makeCertificate(tmp_path))
     secure = ["ssl:0:privateKey=server.pem:interface=127.0.0.1"]
     if isKnown("tls:"):
@@ -284,7 +284,7 @@ def test_log_of_every_endpoint(hello: Start, tmp_path: Path) -> None:
 
 
 def test_metrics_are_clean(hello: Start) -> None:
-    """Promtool finds nothing wrong with the metrics, whatever names clients have."""
+    """promtool accepts the metrics, whatever names clients have."""
     promtool = tool("promtool")
     server = hello("-e", f"haproxy:{LOOPBACK}", "--status", LOOPBACK, "-l", "c.jsonl")
     status, port = statusPort(server), server.port()
@@ -338,7 +338,7 @@ Open = Callable[..., Page]
 
 @pytest.fixture
 def show(browser: Browser) -> Iterator[Open]:
-    """Open the status that is served on a port; nothing may be wrong with it, or come from afar."""
+    """Open the status page on a port; check that it has no errors and loads nothing else."""
     pages: list[tuple[Page, str]] = []
 
     def openPage(port: int, **options: object) -> Page:
@@ -381,7 +381,7 @@ def test_page_shows_who_comes(hello: Start, show: Open) -> None:
 
 @pytest.mark.slow
 def test_page_says_when_the_server_is_gone(hello: Start, show: Open) -> None:
-    """When the server does not answer, the page says since when, and goes on when it does."""
+    """While the server does not answer, the page says since when; then it updates again."""
     port = freePort()
     arguments = "-e", LOOPBACK, "--status", f"tcp:{port}:interface=127.0.0.1"
     server = hello(*arguments)
@@ -433,7 +433,7 @@ def test_page_without_scripts(hello: Start, show: Open) -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
 def test_looks(hello: Start, show: Open, tmp_path: Path, width: int, scheme: str) -> None:
-    """It fits narrow and wide screens, and has no fault that axe-core finds, light or dark."""
+    """The page fits narrow and wide screens, and axe-core finds no fault, light or dark."""
     server = hello(
         "-e", LOOPBACK, "-e", f"haproxy:{LOOPBACK}", "-e", "unix:hello.sock",
         "--status", LOOPBACK, "-l", "/dev/full",

@@ -1,4 +1,4 @@
-"""At a stop nobody is lost: who was let in is recorded, and who is not let in can tell."""
+"""A stop loses no client: each is recorded or refused."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def unprivileged() -> list[str]:
 @pytest.mark.parametrize("rights", [slow("own"), "none"])
 @pytest.mark.parametrize("endpoint", [LOOPBACK, slow(r"tcp6:0:interface=\:\:1"), "unix:s"])
 def test_sigterm_under_load(start: Start, tmp_path: Path, endpoint: str, rights: str) -> None:
-    """Each client that was let in is recorded, and none is left hanging."""
+    """Each accepted client is recorded, and none is left without an answer."""
     without = unprivileged() if rights == "none" else []
     server = start(*(str(part) for part in [*without, *TWISTD]), "-e", endpoint)
     ends = load(addressOf(server), 60_000, 512, after=4000, pid=server.pid)
@@ -92,7 +92,7 @@ def test_all_who_wait_at_the_end(limited: Start, tmp_path: Path, endpoint: str) 
 @pytest.mark.skipif(sys.platform != "linux", reason="the table of handshakes is Linux's")
 @pytest.mark.parametrize("count", [1, 50])
 def test_handshakes_are_looked_up_for_all_ports(start: Start, tmp_path: Path, count: int) -> None:
-    """One reading of the long table does for all ports, and none is made while clients wait."""
+    """/proc/net/tcp is read once for all ports, and not while clients are in the accept queue."""
     trace = tmp_path / "trace"
     server = start(tool("strace"), "-D", "-o", trace, "-e", "trace=accept4,openat", *TWISTD,
                    *["-e", LOOPBACK] * count)  # fmt: skip
@@ -107,7 +107,7 @@ def test_handshakes_are_looked_up_for_all_ports(start: Start, tmp_path: Path, co
     assert len(recorded(tmp_path / "log")) == 200
     until(lambda: trace.read_text().endswith("killed by SIGTERM +++\n"))
     calls = re.findall(r'"/proc/net/tcp|accept4.* = \d', trace.read_text())
-    # A port that nobody waits at needs not wait for the others.
+    # A port without waiting clients does not wait for the others.
     readings = [number for number, call in enumerate(calls) if "proc" in call]
     assert 1 <= len(readings) < 10
     assert count > 1 or readings[0] == 200
@@ -133,7 +133,7 @@ HelloService(factory, ["{LOOPBACK}"]).setServiceParent(application)
 
 
 def test_conversations_of_an_embedder(start: Start, tmp_path: Path) -> None:
-    """Whoever talks to a protocol of somebody else's at a stop can end that, and others cannot."""
+    """At a stop, clients of an embedder's protocol can finish, and new clients are refused."""
     (tmp_path / "hello.tac").write_text(TAC)
     server = start("twistd", "-n", "--pidfile=", "-y", "hello.tac")
     address = addressOf(server)
@@ -154,12 +154,12 @@ class Far:
     """A server in a network namespace of its own, and the device that its clients are behind."""
 
     def __init__(self, server: Process, device: int) -> None:
-        """Hold both."""
+        """Keep the server and the device."""
         self.server = server
         self.device = device
 
     def clients(self, endpoint: str, roundTrip: float) -> Clients:
-        """Return clients of the endpoint, who send a PROXY header where one is expected."""
+        """Return clients of the endpoint, which send a PROXY header if it expects one."""
         family = socket.AF_INET6 if "tcp6" in endpoint else socket.AF_INET
         address = SERVERS[family], self.server.port()
         if "haproxy" in endpoint:
@@ -167,7 +167,7 @@ class Far:
         return Clients(self.device, address, roundTrip)
 
     def unrecorded(self, clients: Clients) -> set[tuple[str, int]]:
-        """Return the clients that were let in and are in no record, when the server has ended."""
+        """Wait for the server's end, and return accepted clients without a record."""
         self.server.wait()
         records = recorded(self.server.folder / "log")
         names = {(record["client.address"], record["client.port"]) for record in records}
@@ -176,7 +176,7 @@ class Far:
 
 
 def header(client: Handshake) -> bytes:
-    """Return the PROXY header that a client sends of itself."""
+    """Return a PROXY header that names the client itself."""
     return f"PROXY TCP4 {client.address} 198.18.0.1 {client.port} 443\r\n".encode()
 
 
@@ -208,7 +208,7 @@ ENDPOINTS = [slow("tcp:0"), slow("tcp6:0"), "haproxy:tcp:0"]
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
 @pytest.mark.parametrize(("roundTrip", "rate"), [slow(0.05, 1000), (0.2, 500)])
 def test_handshakes_in_flight(far: Far, endpoint: str, roundTrip: float, rate: int) -> None:
-    """Who has the server's answer at the signal, and is a round trip away, is recorded."""
+    """A client whose handshake is in flight at the signal is recorded."""
     clients = far.clients(endpoint, roundTrip)
     clients.rate = rate
     clients.until(lambda: clients.ends["ended"] >= 100)
@@ -221,7 +221,7 @@ def test_handshakes_in_flight(far: Far, endpoint: str, roundTrip: float, rate: i
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
 def test_one_handshake_in_flight(far: Far, endpoint: str) -> None:
-    """Nor is somebody lost who is the only one at that time."""
+    """A single in-flight handshake is recorded as well."""
     clients = far.clients(endpoint, roundTrip=0.05)
     clients.begin()
     clients.until(lambda: clients.ends["ended"])

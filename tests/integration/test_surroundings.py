@@ -1,4 +1,4 @@
-"""Another root, another locale and other people's plugins."""
+"""--chroot, other locales and other packages' plugins."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PLUGINS = Path(__file__).parents[1] / "plugins"
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may change the root")
 def test_chroot(start: Start, tmp_path: Path) -> None:
-    """What is needed is imported before the root changes, and there is nothing any more."""
+    """All modules are imported before --chroot, in whose root there are none."""
     empty = tmp_path / "empty"
     (empty / "dev").mkdir(parents=True)
     (empty / "dev" / "null").touch()  # Twisted's own ports open it.
@@ -48,7 +48,7 @@ def test_chroot(start: Start, tmp_path: Path) -> None:
     ids=["Latin-1", "ASCII"],
 )
 def test_locale(start: Start, tmp_path: Path, locale: dict[str, str]) -> None:
-    """A client whose name the locale cannot write is logged, and with escapes everywhere."""
+    """A client whose name the locale cannot encode is logged, with escapes everywhere."""
     server = start(
         "twistd", "-n", "--pidfile=", "hello-listen", "-e", "unix:s", env={**os.environ, **locale}
     )
@@ -63,7 +63,7 @@ def test_locale(start: Start, tmp_path: Path, locale: dict[str, str]) -> None:
 
 
 def test_another_packages_fault(tmp_path: Path) -> None:
-    """A fault of another endpoint type is not told as one of sockets that are inherited."""
+    """An error of another endpoint type is not reported as one of inherited sockets."""
     ended = run(
         SCRIPTS / "twistd", "-n", "--pidfile=", "hello-listen", "-e", "broken:circuit",
         cwd=tmp_path, env={"PYTHONPATH": str(PLUGINS), "PYTHONDONTWRITEBYTECODE": "1"},

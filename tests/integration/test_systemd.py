@@ -1,4 +1,4 @@
-"""Sockets from systemd: all of one name are served, and mistakes in a unit are told."""
+"""Sockets from systemd: all of one name are served, and errors name mistakes in a unit."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_a_status_with_several_sockets(inherit: Start) -> None:
 def test_sockets_that_another_process_shuts_down(
     inherit: Start, tmp_path: Path, reactor: str
 ) -> None:
-    """What listens no more is told as such, takes no time, and the other socket is served on."""
+    """A socket that was shut down is reported, uses no CPU, and the other socket is served on."""
     endpoint = "systemd:INET:name=hello"
     with ExitStack() as stack:
         listeners = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)]
@@ -141,7 +141,7 @@ def test_sockets_that_another_process_shuts_down(
     ],
 )
 def test_mistakes_in_a_unit(start: Start, tmp_path: Path, options: list[str], reason: str) -> None:
-    """What cannot be served is refused with one line."""
+    """An inherited socket that cannot be served is refused with one line."""
     server = start(
         "systemd-socket-activate", *options, f"--listen={tmp_path}/s", "--fdname=hello",
         SCRIPTS / "twistd", "-n", "--pidfile=", "hello-listen", "-e", "systemd:UNIX:index=0",

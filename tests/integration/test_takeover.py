@@ -1,4 +1,4 @@
-"""UNIX sockets that killed processes left: a restart serves them, and of two starts one wins."""
+"""UNIX sockets that killed processes left: a restart takes them over, one of two starts wins."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_restart_of_a_container(start: Start, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may change the user")
 def test_restart_after_a_change_of_user(start: Start, tmp_path: Path) -> None:
-    """What could not be removed for want of rights is taken over by the next start."""
+    """A socket that the process had no right to remove is taken over by the next start."""
     for _ in range(2):
         server = start(
             "twistd", "-n", "--pidfile=", "--uid=65534", "hello-listen", "-e", f"unix:{tmp_path}/s"
@@ -72,7 +72,7 @@ def show(result):
 
 endpoints.serverFromString(reactor, sys.argv[1]).listen(Factory()).addBoth(show)
 """
-"""Listens on an endpoint of Twisted's own, once, and says what came of it."""
+"""Listens once on Twisted's own endpoint, and prints the result."""
 
 
 @pytest.mark.slow
@@ -80,7 +80,7 @@ endpoints.serverFromString(reactor, sys.argv[1]).listen(Factory()).addBoth(show)
 def test_another_program_that_uses_twisted(
     hello: Start, start: Start, tmp_path: Path, options: str
 ) -> None:
-    """Its endpoint takes the path from nobody, though it starts again and again."""
+    """Another program's Twisted endpoint takes over no path in use, however often it starts."""
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(f"{tmp_path}/s")
     server = hello("-e", "unix:s")
@@ -97,7 +97,7 @@ def test_another_program_that_uses_twisted(
 
 @pytest.mark.slow
 def test_two_servers_at_once(hello: Start, tmp_path: Path) -> None:
-    """One of them serves the paths, and the other ends with a line that says why."""
+    """Of two servers that start at once, one serves the paths, the other ends with the reason."""
     server = hello(*ENDPOINTS)
     server.expect("Listening on unix:h")
     for _ in range(10):

@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.fleet, pytest.mark.unix]
 CLIENTS = 60_000
 TURNS = 10
 MIN_CLIENTS = 100
-"""Clients that each process waits for: more than the 32 that its predecessor may still answer."""
+"""Clients that each process waits for; its predecessor may still answer up to 32."""
 
 
 @pytest.mark.parametrize("prefix", ["", "haproxy:"])
