@@ -948,3 +948,39 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     with pytest.raises(UsageError, match="pip install prometheus-client"):
         Options(MemoryReactorClock()).parseOptions(["--status", "tcp:1"])
+
+
+@dataclass
+class Notified:
+    """The figures of notifications."""
+
+    name: str = ""
+    delivered: int = 0
+    failed: int = 0
+    waiting: int = 0
+    lastDelivered: float | None = None
+    failing: str | None = None
+
+
+def test_notifications() -> None:
+    """The page, the JSON and the metrics show when somebody was told, or why not."""
+    resource, _ = status(notifications=[Notified()])
+    assert "none yet" in ask(resource, "/")[1]
+    assert json.loads(ask(resource, "/status.json")[1])["notifications"] == {
+        "delivered": 0, "failed": 0, "clients_waiting": 0, "last_delivered": None,
+    }  # fmt: skip
+    assert ask(resource, "/healthz")[1] == "OK\n"
+    told = Notified("ntfy", 3, 1, 0, NOON)
+    failing = [Notified("JSON", 2, 1, 5, NOON - 9, "HTTP status 503"), Notified(failing="refused")]
+    resource, _ = status(notifications=[told, *failing])
+    page = ask(resource, "/")[1]
+    assert "last notification" in page
+    assert 'class="bad"' in page
+    for reason in ("JSON: HTTP status 503", "refused"):
+        assert f"Notifications are not delivered: {reason}" in page
+    fields = json.loads(ask(resource, "/status.json")[1])["notifications"]
+    assert (fields["delivered"], fields["failed"], fields["clients_waiting"]) == (5, 2, 5)
+    assert fields["last_delivered"] == "2026-11-22T12:00:00.000000Z"
+    assert "hello_listen_notifications_delivered_total 5.0" in ask(resource, "/metrics")[1]
+    assert "hello_listen_notifications_failed_total 2.0" in ask(resource, "/metrics")[1]
+    assert "hello_listen_notifications_failing 2.0" in ask(resource, "/metrics")[1]

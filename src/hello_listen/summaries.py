@@ -66,10 +66,8 @@ class Summaries:
         self._observer = observer
         self._calls = ObserverCalls()
         self._perClient = perClient
-        self._networks = networksByPort(networks)
+        self._networks = ListedNetworks(networks)
         self._clock = monotonicClock(reactor)
-        # A look-up takes 2 µs in ipaddress.
-        self._isIn = lru_cache(maxsize=MAX_COUNTED_CLIENTS)(self._findNetwork)
         # The connections of each client that were passed on in this period.
         self._clients: dict[str, int] = {}
         self._summaries: dict[tuple[str | None, str | None], Summary] = {}
@@ -82,7 +80,7 @@ class Summaries:
         @param connection: the connection.
         """
         key = addressIdentity(connection.client)
-        if not (self._networks and self._isListed(connection)):
+        if not (self._networks and connection in self._networks):
             if self._perClient is None:
                 self._calls.call(self._observer, connection)
                 return
@@ -131,19 +129,6 @@ class Summaries:
         summary.first = min(summary.first, time)
         summary.last = max(summary.last, time)
 
-    def _isListed(self, connection: Connection) -> bool:
-        """Say whether a connection is from one of the networks, and without a genuine error."""
-        if connection.error and not (connection.silent and connection.error in PROBE_ERRORS):
-            return False
-        client = connection.client
-        return isinstance(client, (IPv4Address, IPv6Address)) and self._isIn(
-            client.host, getattr(connection.server, "port", None)
-        )
-
-    def _findNetwork(self, host: str, port: int | None) -> bool:
-        """Say whether an IP address is in one of the networks for a server's port."""
-        return any(host in self._networks.get(each, ()) for each in {None, port})
-
     def _endPeriod(self) -> None:
         """Pass on the summaries, and let the next connection begin a new period."""
         if self._end is None:
@@ -155,6 +140,42 @@ class Summaries:
         self._clients.clear()
         for summary in summaries.values():
             self._calls.call(self._observer, summary)
+
+
+class ListedNetworks:
+    """The networks whose connections are only summarized; false if there are none."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        """
+        Parse networks.
+
+        @param texts: as for L{networksByPort}.
+
+        @raise ValueError: a text cannot be parsed.
+        """
+        self._networks = networksByPort(texts)
+        # A look-up takes 2 µs in ipaddress.
+        self._isIn = lru_cache(maxsize=MAX_COUNTED_CLIENTS)(self._find)
+
+    def __bool__(self) -> bool:
+        return bool(self._networks)
+
+    def __contains__(self, connection: Connection) -> bool:
+        """
+        Say whether a connection is from one of the networks, and without a genuine error.
+
+        @param connection: the connection.
+        """
+        if connection.error and not (connection.silent and connection.error in PROBE_ERRORS):
+            return False
+        client = connection.client
+        return isinstance(client, (IPv4Address, IPv6Address)) and self._isIn(
+            client.host, getattr(connection.server, "port", None)
+        )
+
+    def _find(self, host: str, port: int | None) -> bool:
+        """Say whether an IP address is in one of the networks for a server's port."""
+        return any(host in self._networks.get(each, ()) for each in {None, port})
 
 
 def networksByPort(texts: Iterable[str]) -> dict[int | None, Networks]:

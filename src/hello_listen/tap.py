@@ -25,6 +25,7 @@ from hello_listen._process import SIGNALS, PluginService
 from hello_listen._version import __version__
 from hello_listen.connection_log import ConnectionLog
 from hello_listen.endpoint import HAPROXY, HelloEndpoint
+from hello_listen.notifications import Notifications
 from hello_listen.protocol import HelloFactory, logConnection
 from hello_listen.service import HelloService
 from hello_listen.summaries import Summaries, networksByPort
@@ -60,6 +61,7 @@ class Options(UsageOptions):
         self._logPath: str | None = None
         self["per-client"] = None
         self["summarize"] = []
+        self["notify"] = []
         self["status"] = None
         self["status-hosts"] = []
 
@@ -93,6 +95,17 @@ class Options(UsageOptions):
         """Count connections from NETWORK or NETWORK,PORT, but do not record each; repeatable."""
         networksByPort([network])
         self["summarize"].append(network)
+
+    def opt_notify(self, place: str) -> None:
+        """Notify of new clients by this Apprise FILE or URL (needs apprise); repeatable."""
+        try:
+            services = import_module("hello_listen._apprise").services
+        except ImportError as error:
+            raise UsageError(f"{error}: pip install apprise") from error
+        try:
+            self["notify"] += services(place)
+        except OSError as error:
+            raise UsageError(f"--notify: {error.strerror}: {place!r}") from error
 
     def opt_status(self, description: str) -> None:
         """Serve a status page, JSON and metrics on this endpoint (needs prometheus-client)."""
@@ -207,7 +220,11 @@ def makeService(options: Options, reactor: Any = None) -> IService:
     observer = log or logConnection
     if perClient is not None or networks:
         observer = Summaries(observer, perClient, networks, reactor)
-    endpoints, status, observers = options["endpoints"], None, [observer]
+    notifications = [
+        Notifications(service, networks, reactor, service.name) for service in options["notify"]
+    ]
+    endpoints, status = options["endpoints"], None
+    observers: list[Any] = [observer, *notifications]
     if options["status"] is not None:
         from hello_listen.status import StatusResource, StatusSite, Tally
 
@@ -216,7 +233,10 @@ def makeService(options: Options, reactor: Any = None) -> IService:
 
         def makeSite(service: HelloService) -> StatusSite:
             hosts, reactor = options["status-hosts"], service.reactor
-            return StatusSite(StatusResource(tally, service, log, hosts, reactor=reactor), reactor)
+            resource = StatusResource(
+                tally, service, log, hosts, reactor=reactor, notifications=notifications
+            )
+            return StatusSite(resource, reactor)
 
         status = options["status"], makeSite
     every = filter(None, [*endpoints, options["status"]])

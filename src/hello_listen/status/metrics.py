@@ -67,5 +67,22 @@ class _Metrics(Collector):
                 ("log_waiting_bytes", "Bytes of records kept in memory.", log.bytesToWrite),
             ):
                 yield GaugeMetricFamily(f"hello_listen_{name}", text, value=value)
+        notifications = self._snapshot.notifications
+        if notifications is not None:
+            yield CounterMetricFamily(
+                "hello_listen_notifications_delivered",
+                "Messages about new clients that were delivered.",
+                value=notifications.delivered,
+            )
+            yield CounterMetricFamily(
+                "hello_listen_notifications_failed",
+                "Attempts to deliver a message that failed.",
+                value=notifications.failed,
+            )
+            yield GaugeMetricFamily(
+                "hello_listen_notifications_failing",
+                "Receivers whose last attempt failed.",
+                value=len(notifications.failing),
+            )
         for collector in _PROCESS:
             yield from collector.collect()

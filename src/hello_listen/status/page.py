@@ -68,7 +68,7 @@ class _Page(Element):
         """Render each figure."""
         facts, log = self._facts, self._snapshot.log
         since = tags.transparent("connections since ", _time(facts.since, facts.now))
-        figures: list[tuple[str, Flattenable, str]] = [
+        figures: list[tuple[str, Flattenable, Flattenable]] = [
             ("main", since, f"{facts.connections:,}"),
             ("", "in the last minute", f"{facts.lastMinute:,}"),
             ("", "in the last hour", f"{facts.lastHour:,}"),
@@ -82,6 +82,11 @@ class _Page(Element):
                 ("", "to be summarized", f"{log.toSummarize:,}"),
                 ("", "to be written", f"{log.toWrite:,}"),
             ]
+        deliveries = self._snapshot.notifications
+        if deliveries is not None:
+            last = deliveries.last
+            value = "none yet" if last is None else _time(last, facts.now)
+            figures.append(("bad" if deliveries.failing else "", "last notification", value))
         rows = [{"class": kind, "label": label, "value": value} for kind, label, value in figures]
         return _each(tag, rows)
 

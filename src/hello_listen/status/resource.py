@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from importlib.resources import files
 from ipaddress import ip_address
@@ -28,6 +28,7 @@ from hello_listen.status.tally import Tally
 
 if TYPE_CHECKING:
     from hello_listen.connection_log import ConnectionLog
+    from hello_listen.notifications import Notifications
     from hello_listen.service import HelloService
 
 HEADERS = {
@@ -64,6 +65,7 @@ class StatusResource(Resource):
         hosts: Iterable[str] = (),
         clock: Callable[[], float] = monotonic,
         reactor: Any = None,
+        notifications: Sequence[Notifications] = (),
     ) -> None:
         """
         Create the resource.
@@ -75,11 +77,12 @@ class StatusResource(Resource):
         @param clock: returns seconds of a monotonic clock.
         @param reactor: if given, the tally counts the service's own servers apart from the moment
             when it runs, else from the first request.
+        @param notifications: the notifications whose deliveries to show.
 
         @raise ValueError: not a host name.
         """
         super().__init__()
-        self.snapshots = Snapshots(tally, service, log, clock)
+        self.snapshots = Snapshots(tally, service, log, clock, notifications)
         if reactor is not None:
             reactor.callWhenRunning(self.snapshots.expectServers)
         self._hosts = {"localhost", *map(hostName, hosts)}

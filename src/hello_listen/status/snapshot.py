@@ -15,6 +15,7 @@ from hello_listen.status.tally import Facts, Tally
 
 if TYPE_CHECKING:
     from hello_listen.connection_log import ConnectionLog
+    from hello_listen.notifications import Notifications
     from hello_listen.service import HelloService
 
 MAX_AGE = 0.5
@@ -48,6 +49,26 @@ class LogCounts:
 
 
 @dataclass(frozen=True)
+class Deliveries:
+    """What became of the messages of all L{Notifications}."""
+
+    delivered: int
+    """Messages that were delivered."""
+
+    failed: int
+    """Attempts that failed."""
+
+    waiting: int
+    """New clients that no delivered message counts, at the receiver with the most of them."""
+
+    last: float | None
+    """When the last message was delivered, in seconds since the epoch."""
+
+    failing: Sequence[str]
+    """For each receiver whose last attempt failed, its name and why."""
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """Tally, endpoints and log at one moment; immutable."""
 
@@ -63,6 +84,9 @@ class Snapshot:
     log: LogCounts | None
     """The connection log, if there is one."""
 
+    notifications: Deliveries | None = None
+    """The notifications, if there are any."""
+
     @property
     def problems(self) -> list[str]:
         """The problems, as one sentence each."""
@@ -76,6 +100,11 @@ class Snapshot:
                 f"The connection log cannot be written: {self.log.failing}. "
                 f"{self.log.bytesToWrite:,} bytes are kept in memory."
             )
+        if self.notifications is not None:
+            problems += [
+                f"Notifications are not delivered: {reason}"
+                for reason in self.notifications.failing
+            ]
         return problems
 
     def fields(self) -> dict[str, Any]:
@@ -101,6 +130,14 @@ class Snapshot:
                 "waiting_to_be_summarized": log.toSummarize,
                 "waiting_to_be_written": log.toWrite,
                 "lost": log.lost,
+            }
+        if self.notifications is not None:
+            last = self.notifications.last
+            fields["notifications"] = {
+                "delivered": self.notifications.delivered,
+                "failed": self.notifications.failed,
+                "clients_waiting": self.notifications.waiting,
+                "last_delivered": None if last is None else timestamp(last),
             }
         return fields | {
             "servers": [
@@ -139,6 +176,7 @@ class Snapshots:
         service: HelloService | None = None,
         log: ConnectionLog | None = None,
         clock: Callable[[], float] = monotonic,
+        notifications: Sequence[Notifications] = (),
     ) -> None:
         """
         Take snapshots of a tally, a service and a log.
@@ -147,7 +185,9 @@ class Snapshots:
         @param service: the service whose endpoints to show, if any.
         @param log: the log that records the connections, if any.
         @param clock: returns seconds of a monotonic clock.
+        @param notifications: the notifications whose deliveries to show.
         """
+        self._notifications = notifications
         self._tally = tally
         self._service: Any = service
         self._log: Any = log
@@ -184,6 +224,24 @@ class Snapshots:
             ],
             0 if self._service is None else self._service.headersWaiting,
             self._counts(facts.connections),
+            self._deliveries(),
+        )
+
+    def _deliveries(self) -> Deliveries | None:
+        """Return what became of the messages."""
+        every = self._notifications
+        if not every:
+            return None
+        return Deliveries(
+            delivered=sum(each.delivered for each in every),
+            failed=sum(each.failed for each in every),
+            waiting=max(each.waiting for each in every),
+            last=max(each.lastDelivered or 0.0 for each in every) or None,
+            failing=[
+                f"{each.name}: {each.failing}" if each.name else each.failing
+                for each in every
+                if each.failing is not None
+            ],
         )
 
     def _counts(self, connections: int) -> LogCounts | None:

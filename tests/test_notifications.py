@@ -1,0 +1,442 @@
+"""Notifications: whoever is new is told of, or is counted as not told of."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from queue import Queue
+from threading import Event
+from threading import enumerate as threads
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.interfaces import IAddress
+from twisted.internet.stdio import PipeAddress
+from twisted.logger import capturedLogs
+
+from events import texts
+from hello_listen import Connection, Notifications, SendError
+from hello_listen import notifications as module
+from reactors import FakeReactor
+
+NOON = 1_767_268_800.0
+PORT = IPv4Address("TCP", "192.0.2.1", 7878)
+HOST = "vm"
+
+
+def v4(number: int) -> IPv4Address:
+    """Return a client's address, which differs for each number."""
+    return IPv4Address("TCP", f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}", 51974)
+
+
+class Receiver:
+    """
+    Notifications, and what their receiver got.
+
+    @ivar results: what each call of C{send} returns or raises, or an event that it waits for; after
+        the last, calls succeed.
+    """
+
+    def __init__(self, *results: object, networks: tuple[str, ...] = ()) -> None:
+        self.reactor = FakeReactor()
+        self.results = list(results)
+        self.calls: Queue[tuple[str, str]] = Queue()
+        self.delivered: list[str] = []
+        self.notifications = Notifications(
+            self.send, networks, self.reactor, name="pager", host=HOST
+        )
+
+    def send(self, title: str, text: str) -> object:
+        """Take a message, or fail."""
+        self.calls.put((title, text))
+        result = self.results.pop(0) if self.results else None
+        if isinstance(result, Event):
+            result.wait(20)
+            result = None
+        if isinstance(result, BaseException):
+            raise result
+        if result is None or result:
+            self.delivered.append(text)
+        return result
+
+    def connect(
+        self, client: IAddress, count: int = 1, server: IAddress = PORT, error: str | None = None
+    ) -> None:
+        """Have a client connect."""
+        for _ in range(count):
+            self.notifications(Connection(NOON, client, server, error=error))
+
+    def get(self) -> str:
+        """Wait for the next call, and return its text."""
+        return self.calls.get(timeout=20)[1]
+
+    def close(self) -> list[str]:
+        """Close the notifications, and return what is logged."""
+        with capturedLogs() as logged:
+            closed = self.notifications.close()
+            if not closed.called:
+                self.reactor.wait(closed)
+        return texts(logged)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have no message wait for the minute's end or for a retry."""
+    for name in ("MESSAGE_INTERVAL", "MIN_RETRY_INTERVAL", "MAX_RETRY_INTERVAL"):
+        monkeypatch.setattr(module, name, 0.0)
+
+
+def started() -> int:
+    """Return the number of threads that send."""
+    return sum(thread.name == "notifications" for thread in threads())
+
+
+def test_first_and_sum() -> None:
+    """The first client is told of at once; the others, after it, in one message that counts all."""
+    receiver = Receiver()
+    receiver.connect(IPv4Address("TCP", "192.0.2.99", 1))
+    first = receiver.calls.get(timeout=20)
+    assert first == (
+        "hello-listen on vm: 1 new client",
+        "1 new client, 1 connection since 2026-01-01 12:00: 192.0.2.99 (1, port 7878)",
+    )
+    receiver.connect(IPv4Address("TCP", "203.0.113.7", 1), 800)
+    receiver.connect(IPv6Address("TCP", "2001:db8:1:2::5", 1), 11)
+    other = IPv4Address("TCP", "192.0.2.1", 7879)
+    receiver.connect(IPv4Address("TCP", "198.51.100.4", 1), server=other)
+    assert receiver.close() == []
+    assert re.fullmatch(
+        r"3 new clients, 812 connections since \d\d:\d\d: 203\.0\.113\.7 \(800, port 7878\), "
+        r"2001:db8:1:2::/64 \(11, port 7878\), 198\.51\.100\.4 \(1, port 7879\)",
+        receiver.get(),
+    )
+    assert receiver.calls.empty()
+    assert receiver.notifications.delivered == 2
+    assert receiver.notifications.waiting == 0
+
+
+@pytest.mark.usefixtures("quick")
+def test_not_new() -> None:
+    """A client that has been told of is news again only after a day; connections are counted."""
+    receiver = Receiver()
+    receiver.connect(v4(1))
+    receiver.get()
+    receiver.connect(v4(1), 3)
+    receiver.close()
+    assert len(receiver.delivered) == 1
+
+
+def test_new_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that has not been seen for so long is new again."""
+    monkeypatch.setattr(module, "NEWS_PERIOD", 0.0)
+    receiver = Receiver()
+    receiver.connect(v4(1))
+    receiver.get()
+    receiver.connect(v4(1))
+    receiver.close()
+    assert receiver.get().startswith("1 new client, 1 connection ")
+
+
+def test_not_new_in_a_sum() -> None:
+    """Who was told of already comes after the new ones in a sum."""
+    receiver = Receiver()
+    receiver.connect(v4(1))
+    receiver.get()
+    receiver.connect(v4(1), 700)
+    receiver.connect(v4(2))
+    receiver.close()
+    text = receiver.get()
+    assert text.startswith("1 new client, 701 connections since ")
+    assert text.endswith(": 10.0.0.2 (1, port 7878), 10.0.0.1 (700, port 7878, not new)")
+
+
+@pytest.mark.usefixtures("quick")
+def test_quiet_minute() -> None:
+    """After a minute without anybody new, the count begins again with the next new client."""
+    receiver = Receiver()
+    for number in range(3):
+        receiver.connect(v4(number))
+        assert receiver.get().startswith("1 new client, 1 connection ")
+    receiver.close()
+
+
+def test_many() -> None:
+    """Ten are named; all are counted, also those beyond the most that are told apart."""
+    receiver = Receiver()
+    receiver.connect(v4(0))
+    receiver.get()
+    for number in range(1, 100_001):
+        receiver.connect(v4(number))
+    receiver.connect(v4(100_000))
+    receiver.close()
+    text = receiver.get()
+    assert text.startswith("100000 new clients, 100001 connections since ")
+    assert text.endswith(" and 99990 more")
+    assert text.count("(") == 10
+    assert receiver.calls.empty()
+
+
+def test_networks() -> None:
+    """Listed networks are never news, unless something is wrong with the connection."""
+    receiver = Receiver(networks=("10.0.0.0/8",))
+    receiver.connect(v4(1))
+    assert receiver.close() == []
+    assert receiver.calls.empty()
+    receiver = Receiver(networks=("10.0.0.0/8",))
+    receiver.connect(v4(1), error="proxy_header_invalid")
+    assert receiver.get().endswith("(1, port 7878, error proxy_header_invalid)")
+    receiver.close()
+
+
+def test_details() -> None:
+    """A client's ports and errors are named, up to three of each, and without repetition."""
+    receiver = Receiver()
+    receiver.connect(v4(0))
+    receiver.get()
+    for port in (22, 22, 23):
+        receiver.connect(v4(1), server=IPv4Address("TCP", "192.0.2.1", port))
+    for port in range(1, 10):
+        receiver.connect(v4(2), server=IPv4Address("TCP", "192.0.2.1", port), error=f"e{port}")
+    receiver.connect(v4(3), server=UNIXAddress("/run/hello"))
+    receiver.close()
+    text = receiver.get()
+    assert "10.0.0.1 (3, ports 22 23)" in text
+    assert "10.0.0.2 (9, ports 1 2 3 and others, error e1 e2 e3)" in text
+    assert "10.0.0.3 (1)" in text
+
+
+@pytest.mark.parametrize(
+    ("client", "name"),
+    [
+        (v4(1), "10.0.0.1"),
+        (IPv6Address("TCP", "fe80::1%eth0", 1), "fe80::1%eth0"),
+        (UNIXAddress("/run/a b"), "unix:/run/a?b"),
+        (
+            UNIXAddress("\n<b>@everyone`*http://evil.example"),
+            "unix:?n?b??everyone??http?//evil?example",
+        ),
+        (UNIXAddress("\u05d0" * 40), "unix:" + "?" * 40),
+        (UNIXAddress(None), "unix:"),
+        (PipeAddress(), "pipe:"),
+        (IPv4Address("TCP", "<@U123>", 1), "??U123?"),
+        (IPv4Address("TCP", "evil.example\n", 1), "evil?example?n"),
+    ],
+)
+def test_names(client: IAddress, name: str) -> None:
+    """No client's name becomes markup, a mention, a link or another line."""
+    receiver = Receiver()
+    receiver.connect(client)
+    text = receiver.get()
+    receiver.close()
+    assert f": {name} (1, port 7878)" in text
+    assert text.isascii()
+    assert text.isprintable()
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.text(max_size=60), st.text(max_size=30))
+def test_any_name(name: str, error: str) -> None:
+    """Whatever a name or an error is, the text has only characters without a meaning."""
+    receiver = Receiver()
+    receiver.connect(IPv4Address("TCP", name, 1), error=error)
+    text = receiver.get()
+    receiver.close()
+    assert re.fullmatch(r"[A-Za-z0-9 ?/_:,.()%-]*", text)
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    ("failure", "reason"),
+    [
+        (SendError("HTTP status 503"), "HTTP status 503"),
+        (SendError("a\nb"), "a\\nb"),
+        (OSError("https://hooks.example/secret"), "OSError"),
+        (SystemExit("secret"), "SystemExit"),
+        (False, "refused"),
+    ],
+)
+def test_failure(failure: object, reason: str) -> None:
+    """The first failure and the recovery are one line each, without what an exception quotes."""
+    receiver = Receiver(failure, failure, failure)
+    with capturedLogs() as logged:
+        receiver.connect(v4(1))
+        receiver.close()
+    assert texts(logged) == [
+        f"Notification not delivered, will be retried (pager): {reason}",
+        "Notifications are delivered again (pager)",
+    ]
+    assert (receiver.notifications.failed, receiver.notifications.delivered) == (3, 1)
+    assert receiver.notifications.failing is None
+
+
+def test_merging(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes while a receiver fails is merged into the next attempt, within bounds."""
+    monkeypatch.setattr(module, "MAX_CLIENTS", 4)
+    hold = Event()
+    receiver = Receiver(SendError("busy"))
+    send = receiver.send
+
+    def held(title: str, text: str) -> object:
+        hold.wait(20)
+        return send(title, text)
+
+    receiver.notifications._send = held
+    monkeypatch.setattr(module, "MIN_RETRY_INTERVAL", 0.0)
+    receiver.connect(v4(1))
+    while receiver.notifications._sending is None:
+        pass
+    receiver.connect(v4(1), 2, error="failed")
+    for number in range(2, 7):
+        receiver.connect(v4(number))
+    assert receiver.notifications.waiting == 6
+    hold.set()
+    assert receiver.get().startswith("1 new client, 1 connection ")
+    receiver.close()
+    text = receiver.get()
+    assert text.startswith("6 new clients, 8 connections since 2026-01-01 12:00: 10.0.0.1 (3, ")
+    assert text.endswith(" and 2 more")
+
+
+def test_merge_of_news(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Merging keeps all counts: of clients beyond the bound, and of one that is new twice."""
+    monkeypatch.setattr(module, "MAX_CLIENTS", 2)
+    news, later = module._News(NOON), module._News(NOON)
+    connection = Connection(NOON, v4(0), PORT)
+    news.add("10.0.0.1", connection, True)
+    news.add("10.0.0.2", connection, False)
+    for key, isNew in (("10.0.0.1", True), ("10.0.0.3", True), ("10.0.0.4", True)):
+        later.add(key, connection, isNew)
+    news.merge(later)
+    assert news.text() == (
+        "3 new clients, 5 connections since 2026-01-01 12:00: 10.0.0.1 (2, port 7878), "
+        "10.0.0.2 (1, port 7878, not new) and 2 more"
+    )
+
+
+def test_retry_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pauses grow up to a bound; a receiver can ask for a longer one, up to another bound."""
+    waits: list[float] = []
+
+    def waitFor(event: Event, seconds: float) -> bool:
+        waits.append(seconds)
+        return event.is_set()
+
+    monkeypatch.setattr(module, "waitFor", waitFor)
+    failures = [SendError("busy")] * 10
+    receiver = Receiver(*failures, SendError("busy", 700), SendError("busy", 1e9))
+    receiver.connect(v4(1))
+    for _ in range(13):
+        receiver.get()
+    receiver.close()
+    assert waits[:13] == [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 700, 3600, 60]
+
+
+@pytest.mark.usefixtures("quick")
+def test_stop_without_a_receiver() -> None:
+    """A stop takes at most five seconds, then the log says how many clients are left."""
+    hold = Event()
+    receiver = Receiver(hold)
+    receiver.connect(v4(1))
+    receiver.get()
+    receiver.connect(v4(2))
+    with capturedLogs() as logged:
+        closed = receiver.notifications.close()
+        assert receiver.notifications.close() is closed
+        receiver.reactor.advance(4.9)
+        assert not closed.called
+        receiver.reactor.advance(0.2)
+        assert closed.called
+    assert texts(logged) == ["New clients that nobody was notified of (pager): 2"]
+    hold.set()
+    receiver.reactor.callOne()  # The thread ends, and finds the Deferred fired.
+
+
+@pytest.mark.usefixtures("quick")
+def test_stop_while_it_fails() -> None:
+    """At a stop, the last attempts are made; a thread that is given up ends."""
+    receiver = Receiver(*[SendError("busy")] * 100_000)
+    receiver.connect(v4(1))
+    receiver.get()
+    receiver.notifications.close()
+    for _ in range(3):
+        receiver.get()
+    with capturedLogs() as logged:
+        receiver.reactor.advance(5.1)
+    assert texts(logged)[-1:] == ["New clients that nobody was notified of (pager): 1"]
+    receiver.reactor.callOne()
+    assert receiver.notifications.failing == "busy"
+
+
+def test_idle() -> None:
+    """Without a new client there is no thread, and it can be opened again."""
+    before = started()
+    receiver = Receiver()
+    receiver.notifications.open()
+    assert receiver.close() == []
+    assert started() == before
+    receiver.connect(v4(1))  # After the end, nobody is told.
+    assert started() == before
+    receiver.notifications.open()
+    receiver.connect(v4(1))
+    receiver.get()
+    receiver.close()
+
+
+def test_defaults() -> None:
+    """Any callable will do, without a name; the reactor and the host are this machine's."""
+    got: Queue[str] = Queue()
+    notifications = Notifications(lambda title, text: got.put(title))
+    notifications(Connection(NOON, v4(1), PORT))
+    assert re.fullmatch(r"hello-listen on [\w?/-]+: 1 new client", got.get(timeout=20))
+    assert notifications._by() == ""
+    with pytest.raises(TypeError, match="not callable: 3"):
+        Notifications(3)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="not a network"):
+        Notifications(print, ["x"])
+
+
+EVENTS = st.lists(
+    st.one_of(st.integers(0, 30), st.sampled_from(["wait", "fail", "fail", "raise", "refuse"])),
+    max_size=60,
+)
+FAILURES: dict[str, Callable[[], Any]] = {
+    "fail": lambda: SendError("busy", 0),
+    "raise": lambda: RuntimeError("x"),
+    "refuse": lambda: False,
+}
+
+
+@settings(max_examples=60, deadline=None)
+@given(EVENTS, st.booleans())
+def test_nobody_is_forgotten(events: list[int | str], endsBadly: bool) -> None:
+    """Whatever comes and fails in whatever order, each new client is told of or counted."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("MESSAGE_INTERVAL", "MIN_RETRY_INTERVAL", "MAX_RETRY_INTERVAL"):
+            patch.setattr(module, name, 0.0)
+        receiver, clients = Receiver(), set()
+        for event in events:
+            if isinstance(event, int):
+                clients.add(event)
+                receiver.connect(v4(event))
+            elif event == "wait":
+                while receiver.notifications.waiting:
+                    receiver.get()
+            else:
+                receiver.results.append(FAILURES[event]())
+        if endsBadly:
+            receiver.results += [SendError("away")] * 10**6
+        with capturedLogs() as logged:
+            closed = receiver.notifications.close()
+            if not closed.called:
+                if endsBadly:
+                    receiver.reactor.advance(5.1)
+                receiver.reactor.callOne()
+            assert closed.called
+    told = sum(int(text.split()[0]) for text in receiver.delivered)
+    untold = [int(text.rpartition(" ")[2]) for text in texts(logged) if "nobody" in text]
+    assert told + sum(untold) == len(clients)
+    if not endsBadly:
+        assert untold == []
