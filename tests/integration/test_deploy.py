@@ -64,6 +64,16 @@ tests:
       - {eval_time: 15m, alertname: CanaryTouched}
       - {eval_time: 22m, alertname: CanaryTouched, exp_alerts: [{exp_labels: {job: j, instance: i}}]}
       - {eval_time: 35m, alertname: CanaryTouched}
+  - name: notifications that fail once, and then for long
+    interval: 1m
+    input_series:
+      - {series: 'hello_listen_notifications_failing{job="j", instance="i"}', values: 0 1 0x9 1x10 0x9}
+    alert_rule_test:
+      - {eval_time: 1m, alertname: NotificationsFail}
+      - {eval_time: 9m, alertname: NotificationsFail}
+      - {eval_time: 14m, alertname: NotificationsFail}
+      - {eval_time: 17m, alertname: NotificationsFail, exp_alerts: [{exp_labels: {job: j, instance: i}}]}
+      - {eval_time: 24m, alertname: NotificationsFail}
 """  # noqa: E501
 
 
@@ -286,7 +296,7 @@ def test_alert_rules(tmp_path: Path) -> None:
     rules = DEPLOY / "prometheus" / "alert-rules.yml"
     checked = run(tool("promtool"), "check", "rules", rules)
     assert checked.returncode == 0, checked.stderr
-    assert "2 rules found" in checked.stdout
+    assert "3 rules found" in checked.stdout
     (tmp_path / "rules.yml").write_text(re.sub(r" *annotations:\n.*\n", "", rules.read_text()))
     (tmp_path / "test.yml").write_text(RULES_TEST)
     tested = run(tool("promtool"), "test", "rules", "test.yml", cwd=tmp_path)
