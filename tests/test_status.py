@@ -295,6 +295,7 @@ def test_metrics(accept: str) -> None:
     assert ours == {
         ("hello_listen_connections_total", "tcp 192.0.2.1:7878 "): 0,
         ("hello_listen_connections_total", "tcp 192.0.2.1:7878 proxy_header_timeout"): 1,
+        ("hello_listen_last_connection_timestamp_seconds", "tcp 192.0.2.1:7878"): NOON,
         ("hello_listen_headers_waiting", ""): 0,
         ("hello_listen_recorded_total", ""): 7,
         ("hello_listen_summarized_total", ""): 0,
@@ -305,6 +306,17 @@ def test_metrics(accept: str) -> None:
         ("hello_listen_log_waiting_bytes", ""): 99,
     }
     assert any(name.startswith("python_info") for name, _ in known)
+
+
+def test_last_connection_metric() -> None:
+    """The time of the last connection is exact, and absent before the first connection."""
+    resource, tally = status()
+    for accept in ("", "application/openmetrics-text"):
+        assert "last_connection" not in ask(resource, "/metrics", accept=accept)[1]
+    tally(connection(time=1_795_000_000.123456))
+    known = samples(textMetrics(ask(resource, "/metrics")[1]))
+    name = "hello_listen_last_connection_timestamp_seconds"
+    assert known[name, "tcp 192.0.2.1:7878"] == 1_795_000_000.123456
 
 
 def test_open_metrics() -> None:

@@ -13,7 +13,7 @@ from twisted.internet.task import Clock
 
 from hello_listen.status import Facts, Tally
 from hello_listen.status.tally import BATCH_SIZE, LATEST_CONNECTIONS, MAX_SERVERS, TOP_CLIENTS
-from records import NOON, connection, summary
+from records import NOON, SERVER, connection, summary
 
 
 def clients(facts: Facts) -> dict[str, int]:
@@ -36,6 +36,32 @@ def test_totals() -> None:
         ("unix", "unix:/run/hello", ""): 1,
         ("udp", "[::1]:7", ""): 1,
     }
+
+
+def test_last_times() -> None:
+    """The last connection's time is known for each server, also in a batch and with an error."""
+    tally = Tally()
+    assert tally.facts().lastTimes == {}
+    other = IPv4Address("TCP", "192.0.2.2", 7)
+    tally.expect([("tcp", "192.0.2.2:7"), ("tcp", "192.0.2.3:7")])
+    assert tally.facts().lastTimes == {}
+    for time, server, error in (
+        (1.5, SERVER, None),
+        (2.5, other, None),
+        (3.5, SERVER, "proxy_header_timeout"),
+        (4.5, SERVER, None),
+        (5.5, other, None),
+    ):
+        tally(connection(time=NOON + time, server=server, error=error))
+    tally(summary(3, "198.51.100.7"))
+    assert tally.facts().lastTimes == {
+        ("tcp", "192.0.2.1:7878"): NOON + 4.5,
+        ("tcp", "192.0.2.2:7"): NOON + 5.5,
+        ("tcp", ""): NOON,
+    }
+    # The clock was set back.
+    tally(connection(time=NOON - 3600))
+    assert tally.facts().lastTimes["tcp", "192.0.2.1:7878"] == NOON - 3600
 
 
 def test_many_servers() -> None:

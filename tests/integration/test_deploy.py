@@ -8,6 +8,8 @@ import shutil
 import signal
 import sys
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 
@@ -38,31 +40,43 @@ INSTALLED = "/opt/hello-listen/bin", str(SCRIPTS)
 
 RULES_TEST = """
 rule_files: [rules.yml]
-evaluation_interval: 1m
+evaluation_interval: 15s
 tests:
-  - interval: 1m
-    input_series:
-      - {series: 'process_start_time_seconds{job="j", instance="i"}', values: 0x30}
-      - {series: 'hello_listen_connections_total{job="j", instance="i", server="0.0.0.0:1"}', values: 0x30}
-      - {series: 'hello_listen_connections_total{job="j", instance="i", server="192.0.2.1:1"}', values: _x9 1x20}
-      - {series: 'hello_listen_lost_total{job="j", instance="i"}', values: 0x9 5x20}
-    alert_rule_test:
-      - {eval_time: 4m, alertname: CanaryTouched}
-      - {eval_time: 8m, alertname: CanaryTouched}
-      - {eval_time: 9m, alertname: ConnectionsLost}
-      - {eval_time: 11m, alertname: CanaryTouched, exp_alerts: [{exp_labels: {job: j, instance: i}}]}
-      - {eval_time: 11m, alertname: ConnectionsLost, exp_alerts: [{exp_labels: {job: j, instance: i}}]}
-      - {eval_time: 25m, alertname: CanaryTouched}
-  - name: touched right after the start, and again right after a restart 20 minutes later
+  - name: nobody has connected
     interval: 1m
     input_series:
-      - {series: 'process_start_time_seconds{job="j", instance="i"}', values: 0x19 1200x20}
-      - {series: 'hello_listen_connections_total{job="j", instance="i", server="0.0.0.0:1"}', values: 0x40}
-      - {series: 'hello_listen_connections_total{job="j", instance="i", server="192.0.2.1:1"}', values: _ 9x18 _ 1x19}
+      - {series: 'up{job="hello-listen", instance="i"}', values: 1x20}
+      - {series: 'hello_listen_connections_total{job="hello-listen", instance="i", server="0.0.0.0:1"}', values: 0x20}
+    alert_rule_test:
+      - {eval_time: 1m, alertname: CanaryTouched}
+      - {eval_time: 10m, alertname: CanaryTouched}
+      - {eval_time: 10m, alertname: CanaryDead}
+      - {eval_time: 10m, alertname: ConnectionsLost}
+      - {eval_time: 10m, alertname: ProbeNotCounted}
+  - name: the first connection, two minutes after the start
+    interval: 15s
+    input_series:
+      - {series: 'hello_listen_last_connection_timestamp_seconds{job="j", instance="i", server="192.0.2.1:1"}', values: _x8 120x80}
+    alert_rule_test:
+      - {eval_time: 1m45s, alertname: CanaryTouched}
+      - {eval_time: 2m45s, alertname: CanaryTouched, exp_alerts: [{exp_labels: {job: j, instance: i}}]}
+      - {eval_time: 6m45s, alertname: CanaryTouched, exp_alerts: [{exp_labels: {job: j, instance: i}}]}
+      - {eval_time: 7m15s, alertname: CanaryTouched}
+  - name: the first connection, before the first scrape
+    interval: 15s
+    input_series:
+      - {series: 'hello_listen_last_connection_timestamp_seconds{job="j", instance="i", server="192.0.2.1:1"}', values: _x8 100x80}
     alert_rule_test:
       - {eval_time: 2m, alertname: CanaryTouched, exp_alerts: [{exp_labels: {job: j, instance: i}}]}
-      - {eval_time: 15m, alertname: CanaryTouched}
-      - {eval_time: 22m, alertname: CanaryTouched, exp_alerts: [{exp_labels: {job: j, instance: i}}]}
+      - {eval_time: 7m, alertname: CanaryTouched}
+  - name: a connection, a restart after the next scrape, and a connection that the new process counts
+    interval: 15s
+    input_series:
+      - {series: 'hello_listen_last_connection_timestamp_seconds{job="j", instance="i", server="192.0.2.1:1"}', values: 0 stale _x78 1200x80}
+    alert_rule_test:
+      - {eval_time: 4m, alertname: CanaryTouched, exp_alerts: [{exp_labels: {job: j, instance: i}}]}
+      - {eval_time: 10m, alertname: CanaryTouched}
+      - {eval_time: 20m15s, alertname: CanaryTouched, exp_alerts: [{exp_labels: {job: j, instance: i}}]}
       - {eval_time: 35m, alertname: CanaryTouched}
   - name: notifications that fail once, and then for long
     interval: 1m
@@ -74,6 +88,64 @@ tests:
       - {eval_time: 14m, alertname: NotificationsFail}
       - {eval_time: 17m, alertname: NotificationsFail, exp_alerts: [{exp_labels: {job: j, instance: i}}]}
       - {eval_time: 24m, alertname: NotificationsFail}
+  - name: two nodes, one of them quiet, the other at two addresses
+    interval: 15s
+    input_series:
+      - {series: 'hello_listen_last_connection_timestamp_seconds{job="j", instance="i", server="192.0.2.1:1"}', values: 0x80}
+      - {series: 'hello_listen_last_connection_timestamp_seconds{job="j", instance="i", server="192.0.2.2:1"}', values: _x60 900x40}
+      - {series: 'hello_listen_last_connection_timestamp_seconds{job="j", instance="k", server="192.0.2.3:1"}', values: 0x99}
+    alert_rule_test:
+      - {eval_time: 14m, alertname: CanaryTouched}
+      - {eval_time: 15m, alertname: CanaryTouched, exp_alerts: [{exp_labels: {job: j, instance: i}}]}
+  - name: connections are lost
+    interval: 1m
+    input_series:
+      - {series: 'hello_listen_lost_total{job="j", instance="i"}', values: 0x9 5x20}
+    alert_rule_test:
+      - {eval_time: 9m, alertname: ConnectionsLost}
+      - {eval_time: 11m, alertname: ConnectionsLost, exp_alerts: [{exp_labels: {job: j, instance: i}}]}
+  - name: the log cannot be written
+    interval: 1m
+    input_series:
+      - {series: 'hello_listen_log_failing{job="j", instance="i"}', values: 0 1 0}
+    alert_rule_test:
+      - {eval_time: 0m, alertname: ConnectionsLost}
+      - {eval_time: 1m, alertname: ConnectionsLost, exp_alerts: [{exp_labels: {job: j, instance: i}}]}
+      - {eval_time: 2m, alertname: ConnectionsLost}
+  - name: one of two canaries does not answer
+    interval: 15s
+    input_series:
+      - {series: 'up{job="hello-listen", instance="i"}', values: 1x7 0x20}
+      - {series: 'up{job="hello-listen", instance="k"}', values: 1x27}
+    alert_rule_test:
+      - {eval_time: 2m, alertname: CanaryDead}
+      - {eval_time: 4m, alertname: CanaryDead, exp_alerts: [{exp_labels: {job: hello-listen, instance: i}}]}
+  - name: no canary is scraped
+    interval: 15s
+    input_series:
+      - {series: 'up{job="other", instance="i"}', values: 1x20}
+    alert_rule_test:
+      - {eval_time: 2m, alertname: CanaryDead, exp_alerts: [{exp_labels: {job: hello-listen}}]}
+  - name: probes of three canaries, of which one counts them, one does not, and one refuses them
+    interval: 15s
+    input_series:
+      - {series: 'probe_success{job="hello-listen-probe", instance="i"}', values: 1x80}
+      - {series: 'probe_success{job="hello-listen-probe", instance="k"}', values: 1x80}
+      - {series: 'probe_success{job="hello-listen-probe", instance="l"}', values: 0x80}
+      - {series: 'hello_listen_last_connection_timestamp_seconds{job="hello-listen", instance="i", server="192.0.2.1:7881"}', values: 0+15x80}
+      - {series: 'hello_listen_last_connection_timestamp_seconds{job="hello-listen", instance="k", server="192.0.2.3:7881"}', values: 0+15x40 600x40}
+    alert_rule_test:
+      - {eval_time: 10m, alertname: CanaryTouched}
+      - {eval_time: 10m, alertname: ProbeNotCounted}
+      - {eval_time: 15m, alertname: ProbeNotCounted, exp_alerts: [{exp_labels: {job: hello-listen-probe, instance: k}}]}
+  - name: another program answers the probes, and the canary has not counted one
+    interval: 15s
+    input_series:
+      - {series: 'probe_success{job="hello-listen-probe", instance="i"}', values: 1x80}
+      - {series: 'hello_listen_connections_total{job="hello-listen", instance="i", server="192.0.2.1:7881"}', values: 0x80}
+      - {series: 'hello_listen_last_connection_timestamp_seconds{job="hello-listen", instance="i", server="192.0.2.1:1"}', values: 0+15x80}
+    alert_rule_test:
+      - {eval_time: 2m, alertname: ProbeNotCounted, exp_alerts: [{exp_labels: {job: hello-listen-probe, instance: i}}]}
 """  # noqa: E501
 
 
@@ -97,6 +169,9 @@ def test_each_file_says_what_it_is() -> None:
     """The first line of each file says what it does and where it goes."""
     assert len(FILES) >= 18
     for name in FILES:
+        if name.endswith(".json"):  # Which has no comments.
+            assert json.loads((DEPLOY / name).read_text())["description"], name
+            continue
         assert re.match(r'(# |""")\S.*', (DEPLOY / name).read_text()), name
 
 
@@ -292,11 +367,11 @@ def test_nginx_with_a_password(hello: Start, nginx: Start, tmp_path: Path) -> No
 
 
 def test_alert_rules(tmp_path: Path) -> None:
-    """The alert rules fire at the first connection after a start or a pause, and at losses."""
+    """Alerts fire at each connection, for a dead canary, a probe not counted, and at losses."""
     rules = DEPLOY / "prometheus" / "alert-rules.yml"
     checked = run(tool("promtool"), "check", "rules", rules)
     assert checked.returncode == 0, checked.stderr
-    assert "3 rules found" in checked.stdout
+    assert "5 rules found" in checked.stdout
     (tmp_path / "rules.yml").write_text(re.sub(r" *annotations:\n.*\n", "", rules.read_text()))
     (tmp_path / "test.yml").write_text(RULES_TEST)
     tested = run(tool("promtool"), "test", "rules", "test.yml", cwd=tmp_path)
@@ -308,3 +383,87 @@ def test_fleet_rules() -> None:
     checked = run(tool("promtool"), "check", "config", DEPLOY / "prometheus" / "prometheus.yml")
     assert checked.returncode == 0, checked.stderr
     assert "4 rules found" in checked.stdout
+
+
+@pytest.mark.slow
+def test_dashboard_and_probe(hello: Start, start: Start, tmp_path: Path) -> None:
+    """
+    A real Prometheus scrapes and probes a canary by the deployed files.
+
+    Each query of the dashboard has a result there, and the alerts fire that should.
+    """
+    server = hello(
+        "-e", LOOPBACK, "-e", f"haproxy:{LOOPBACK}", "-e", LOOPBACK,
+        "--status", LOOPBACK, "-l", "c.jsonl",
+    )  # fmt: skip
+    status = int(server.expect(r"Status on .*:(\d+)$")[1])
+    canary, proxied, probed = (server.port() for _ in range(3))
+    web, blackbox = freePort(), freePort()
+    ports = (":7881", f":{probed}"), (":7880", f":{status}")
+    (tmp_path / "prometheus.yml").write_text(
+        deployed("prometheus/canary.yml", *ports, (":9115", f":{blackbox}"), ("l: 15s", "l: 1s"))
+    )
+    (tmp_path / "alert-rules.yml").write_text(
+        deployed("prometheus/alert-rules.yml", ports[0], ("for: 1m", "for: 1s"), ("< 150", "< 3"))
+    )
+    modules = tmp_path / "blackbox.yml"
+    modules.write_text("modules: {tcp_connect: {prober: tcp}}")
+    start(
+        "prometheus-blackbox-exporter", f"--config.file={modules}",
+        f"--web.listen-address=127.0.0.1:{blackbox}",
+    )  # fmt: skip
+    until(lambda: listens(blackbox))
+    prometheus = start(
+        "prometheus", f"--web.listen-address=127.0.0.1:{web}", "--config.file=prometheus.yml",
+        "--storage.tsdb.path=data",
+    )  # fmt: skip
+    prometheus.expect("ready to receive web requests")
+
+    def ask(path: str, **values: str) -> Any:
+        """Return the data of an answer of Prometheus."""
+        url = f"http://127.0.0.1:{web}/api/v1/{path}?{urlencode(values)}"
+        answer = json.loads(curl("-g", url).stdout)
+        assert answer["status"] == "success", (answer, values)
+        return answer["data"]
+
+    def alerts() -> set[str]:
+        """Return the names of the alerts that fire."""
+        known = ask("alerts")["alerts"]
+        return {each["labels"]["alertname"] for each in known if each["state"] == "firing"}
+
+    instance = f"127.0.0.1:{status}"
+    counted = f'hello_listen_connections_total{{server="127.0.0.1:{probed}"}} > 2'
+    until(lambda: ask("query", query=counted)["result"])
+    assert alerts() == set()
+    untilEnd(("127.0.0.1", canary))
+    until(lambda: alerts() == {"CanaryTouched"})
+    curl(f"http://127.0.0.1:{proxied}/")  # Sends no PROXY header.
+
+    dashboard = json.loads((DEPLOY / "grafana/hello-listen.json").read_text())
+    jobs, instances = (each["query"]["query"] for each in dashboard["templating"]["list"][1:])
+    for text, values in (jobs, ["hello-listen"]), (instances, [instance]):
+        match, label = re.fullmatch(r"label_values\((.*), (\w+)\)", text).groups()
+        match = match.replace("$job", "hello-listen")
+        assert ask(f"label/{label}/values", **{"match[]": match}) == values
+    targets = [target for panel in dashboard["panels"] for target in panel["targets"]]
+    assert len({target["expr"] for target in targets}) == len(targets) > 15
+    for target in targets:
+        query = target["expr"]
+        for name, value in (
+            ("$job", "hello-listen"), ("$instance", ".*"),
+            ("$__rate_interval", "1m"), ("$__range", "1m"),
+        ):  # fmt: skip
+            query = query.replace(name, value)
+        assert "$" not in query
+        until(lambda query=query: ask("query", query=query)["result"])
+    ids = [panel["id"] for panel in dashboard["panels"]]
+    assert len(set(ids)) == len(ids)
+
+    # A process that hangs still has an accept queue.
+    server.kill(signal.SIGSTOP)
+    until(lambda: {"CanaryDead", "ProbeNotCounted"} <= alerts())
+    dead = [each for each in ask("alerts")["alerts"] if "Dead" in each["labels"]["alertname"]]
+    assert dead[0]["annotations"]["summary"] == f"No answer from {instance} for a minute"
+    server.kill(signal.SIGCONT)
+    until(lambda: alerts() == {"CanaryTouched"})
+    server.stop()

@@ -48,6 +48,15 @@ class _Metrics(Collector):
         for labels, count in facts.totals.items():
             connections.add_metric(labels, count)
         yield connections
+        if facts.lastTimes:
+            last = GaugeMetricFamily(
+                "hello_listen_last_connection_timestamp_seconds",
+                "When the last connection was accepted.",
+                labels=["transport", "server"],
+            )
+            for place, time in facts.lastTimes.items():
+                last.add_metric(place, time)
+            yield last
         yield GaugeMetricFamily(
             "hello_listen_headers_waiting",
             "Connections whose PROXY header is incomplete.",

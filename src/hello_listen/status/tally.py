@@ -80,6 +80,9 @@ class Facts:
     totals: dict[tuple[str, str, str], int]
     """Connections by transport, server and kind of error (C{""} for none)."""
 
+    lastTimes: dict[tuple[str, str], float]
+    """When the last connection was accepted, in seconds since the epoch, by server."""
+
     lastMinute: int
     """Connections in the last 60 seconds."""
 
@@ -129,6 +132,7 @@ class Tally:
         self._pending: list[Connection] = []
         self._connections = 0
         self._totals: dict[tuple[str, str, str], int] = {}
+        self._lastTimes: dict[tuple[str, str], float] = {}
         self._listening: set[tuple[str, str]] = set()
         self._others: set[tuple[str, str]] = set()
         self._seconds: dict[int, int] = {}
@@ -176,6 +180,7 @@ class Tally:
             since=self._since,
             connections=self._connections,
             totals=dict(self._totals),
+            lastTimes=dict(self._lastTimes),
             lastMinute=sum(self._seconds.get(s, 0) for s in range(second - 59, second + 1)),
             lastHour=sum(count for _, count in minutes),
             minutes=minutes,
@@ -197,25 +202,25 @@ class Tally:
         self._latest.extend(pending)
         for second, times in Counter(map(int, map(attrgetter("time"), pending))).items():
             self._countTime(second, times)
-        reached, count = (pending[0].server, pending[0].error), 0
+        reached, count, time = (pending[0].server, pending[0].error), 0, pending[0].time
         for connection in pending:
+            # Successive connections mostly reach the same server.
+            if (connection.server, connection.error) != reached:
+                self._countServer(*reached, count, time)
+                reached, count = (connection.server, connection.error), 0
+            count += 1
             time = connection.time
             name = addressIdentity(connection.client)
             client = self._clients.get(name) or self._addClient(name, time)
             client.connections += 1
             client.last = time
-            # Successive connections mostly reach the same server.
-            if (connection.server, connection.error) != reached:
-                self._countServer(*reached, count)
-                reached, count = (connection.server, connection.error), 0
-            count += 1
-        self._countServer(*reached, count)
+        self._countServer(*reached, count, time)
 
     def _countSummary(self, summary: Summary) -> None:
         """Count the connections of a summary, which names no server."""
         name = summary.identity
         self._countTime(int(summary.last), summary.count)
-        self._addTotal(summary.transport or "", "", "", summary.count)
+        self._addTotal(summary.transport or "", "", "", summary.count, summary.last)
         if name:
             client = self._clients.get(name) or self._addClient(name, summary.first)
             client.connections += summary.count
@@ -232,16 +237,18 @@ class Tally:
             if len(counts) > most:
                 del counts[next(iter(counts))]
 
-    def _countServer(self, server: IAddress, error: str | None, count: int) -> None:
-        """Count connections that reached a server."""
+    def _countServer(self, server: IAddress, error: str | None, count: int, last: float) -> None:
+        """Count connections that reached a server; the last was accepted at C{last}."""
         transport = transportAndType(server)[0]
         name = self._serverName(transport, addressText(server))
-        self._addTotal(transport, name, error or "", count)
+        self._addTotal(transport, name, error or "", count, last)
 
-    def _addTotal(self, transport: str, server: str, error: str, count: int) -> None:
-        """Add to the totals."""
+    def _addTotal(self, transport: str, server: str, error: str, count: int, last: float) -> None:
+        """Add to the totals; the last connection was accepted at C{last}."""
         key = transport, server, error
         self._totals[key] = self._totals.get(key, 0) + count
+        # Not the maximum: the clock may have been set back.
+        self._lastTimes[transport, server] = last
 
     def _serverName(self, transport: str, server: str) -> str:
         """Return the name that a server is counted by."""
