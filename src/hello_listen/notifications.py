@@ -224,10 +224,10 @@ class Notifications:
         self._closing = Event()
         self._givenUp = Event()
         self._closed: Deferred[None] = Deferred()
-        # The lock guards all attributes from here on.
-        self._lock = Lock()
         # When each client connected last, by the monotonic clock, the latest last.
         self._seen: OrderedDict[str, float] = OrderedDict()
+        # The lock guards all attributes from here on, which the thread shares.
+        self._lock = Lock()
         # None while the next new client is to be notified of at once, and none is waiting.
         self._news: Any = None
         self._sending: Any = None
@@ -248,23 +248,27 @@ class Notifications:
             return
         key = addressIdentity(connection.client)
         now = monotonic()
-        with self._lock:
-            seen = self._seen
-            last = seen.get(key)
-            seen[key] = now
-            isNew = last is None or now - last >= NEWS_PERIOD
-            if last is not None:
-                seen.move_to_end(key)
-            elif len(seen) > MAX_CLIENTS:
+        seen = self._seen
+        last = seen.get(key)
+        seen[key] = now
+        if last is not None:
+            seen.move_to_end(key)
+            isNew = now - last >= NEWS_PERIOD
+        else:
+            isNew = True
+            if len(seen) > MAX_CLIENTS:
                 seen.popitem(last=False)
-            if self._news is None:
-                if not isNew:
-                    return
+        # Without the lock: only this method replaces None.
+        if not isNew and self._news is None:
+            return
+        with self._lock:
+            isFirst = self._news is None
+            if isFirst:
                 self._news = _News(connection.time)
             self._news.add(key, connection, isNew)
-        if isNew:
-            if self._thread is None and not self._closing.is_set():
-                self._start()
+        if isNew and self._thread is None and not self._closing.is_set():
+            self._start()
+        if isFirst:
             self._wake.set()
 
     def open(self) -> None:
