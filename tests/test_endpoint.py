@@ -416,3 +416,13 @@ def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
     assert port.stopListening().called
     assert factory.connections == 1
     assert made[0].transport.disconnecting
+
+
+def test_type_in_upper_case() -> None:
+    """A type that Twisted takes in any case is served as usual."""
+    reasons = []
+    for kind in ("systemd", "SYSTEMD"):
+        with pytest.raises(ValueError, match=kind) as caught:
+            HelloEndpoint(MemoryReactorClock(), f"{kind}:domain=INET:name=missing")
+        reasons.append(str(caught.value).partition("': ")[2])
+    assert reasons[0] == reasons[1]

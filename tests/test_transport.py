@@ -316,6 +316,19 @@ class Failing(HelloProtocol):
         raise RuntimeError("no banner")
 
 
+def test_protocol_that_always_fails(serve: Serve, description: str) -> None:
+    """Several failures in a row are one line, without a traceback."""
+    served = serve(description)
+    served.factory.protocol = Failing  # type: ignore[assignment]
+    with capturedLogs() as events:
+        for _ in range(3):
+            with served.connect() as client:
+                until(lambda client=client: select.select([client], [], [], 0)[0])  # type: ignore[misc]
+    assert [each.error for each in served.seen] == ["failed"] * 3
+    assert len(events) == 1
+    assert "log_failure" not in events[0]
+
+
 @pytest.mark.parametrize("first", [True, False])
 def test_protocol_that_fails(
     serve: Serve, description: str, monkeypatch: pytest.MonkeyPatch, first: bool

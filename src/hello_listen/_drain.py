@@ -21,7 +21,8 @@ TABLE = "/proc/net/tcp"
 """Linux's list of connections, in which state 3 is an in-flight handshake (proc(5))."""
 
 DRAIN_TIMEOUT = 30.0
-"""Upper bound of a drain, in seconds: descriptors are short, or new clients cannot be refused."""
+"""Upper bound of a drain, in seconds; it ends that late only if descriptors remain short or clients
+keep coming."""
 
 HANDSHAKE_TIMEOUT = 3.0
 """Seconds that a drain waits for in-flight handshakes."""

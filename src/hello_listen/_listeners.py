@@ -55,7 +55,7 @@ class Listeners:
         ]
 
     def listen(self) -> Iterator[Coroutine[Any, Any, None]]:
-        """Yield a coroutine for each endpoint that binds it. What an endpoint raises, it raises."""
+        """For each endpoint, yield a coroutine that binds it, and that raises its errors."""
         for number in range(len(self._endpoints)):
             yield self._listen(number)
 

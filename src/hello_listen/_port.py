@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import select
 import socket
 from contextlib import suppress
 from enum import Enum
-from traceback import extract_tb, format_exception_only
 from typing import Any
 
 from twisted.internet.abstract import FileDescriptor
@@ -20,10 +20,11 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from hello_listen._addresses import addressText, printable, socketAddress, unmapped
+from hello_listen._addresses import addressText, socketAddress, unmapped
 from hello_listen._adopter import NO_DESCRIPTOR, Adopter
 from hello_listen._clock import monotonicClock
 from hello_listen._drain import Drain, endConnections, refuseNew
+from hello_listen._failures import WARNING_INTERVAL, FailureLog
 from hello_listen._proxy import PendingHeaders, ProxiedFactory, pendingHeaders
 from hello_listen._transport import InPlaceTransport
 from hello_listen.protocol import HelloFactory, HelloProtocol, establish
@@ -36,9 +37,6 @@ MAX_EVICTIONS = 32
 
 PAUSE = 0.05
 """Seconds that a port does not accept after descriptors or memory have run out."""
-
-WARNING_INTERVAL = 60.0
-"""Seconds from one warning of a port to the next of the same kind, at least."""
 
 _log = Logger(namespace="hello_listen")
 
@@ -89,8 +87,8 @@ class HelloPort(FileDescriptor):
             C{UNIXSocket} or an C{InheritedSocket}. It has started the factory. Its
             C{connectionLost}, which this port calls at its end, stops the factory, and closes the
             socket unless it is inherited.
-        @param hello: counts the connections that the factory reports, and records those that it
-            could not serve; L{None} for a factory that records none.
+        @param hello: the L{HelloFactory} that is, or is wrapped by, the port's factory; L{None} for
+            any other factory, whose connections are not recorded.
         @param reactor: an L{IReactorFDSet} and L{IReactorSocket}.
         @param proxied: reads the PROXY headers of the port's connections, or L{None}.
         @param isInherited: whether other processes may serve the accept queue as well.
@@ -114,7 +112,8 @@ class HelloPort(FileDescriptor):
         if getattr(unmapped(self.host), "host", None) in ("0.0.0.0", "::"):  # noqa: S104
             self.host = None
         self.isPaused = False
-        self.lastAccept = self._lastFailure = -WARNING_INTERVAL
+        self.lastAccept = -math.inf
+        self._failures = FailureLog()
         self._state = State.LISTENING
         self._stopped: Deferred[None] | None = None
 
@@ -143,8 +142,8 @@ class HelloPort(FileDescriptor):
         """
         Refuse new connections, then serve the accept queue.
 
-        The queue of an inherited socket is left to other processes. Connections that an embedder's
-        protocol keeps open have 5 seconds to end; then they are aborted.
+        The queue of an inherited socket is left to other processes. Connections that another
+        protocol of the L{HelloFactory} keeps open have 5 seconds to end; then they are aborted.
 
         @return: a L{Deferred} that fires when the socket and these connections are closed.
         """
@@ -194,9 +193,9 @@ class HelloPort(FileDescriptor):
 
     def _endBatch(self, error: OSError, number: int) -> ConnectionLost | None:
         """
-        Wait for clients or descriptors.
+        Handle the error of accept(2) that ended a batch; pause if descriptors or memory are short.
 
-        @param error: the error of accept(2).
+        @param error: the error.
         @param number: how many connections the batch has.
 
         @return: an error if the socket no longer listens.
@@ -236,7 +235,7 @@ class HelloPort(FileDescriptor):
             elif protocol is not None:
                 self._adopt(protocol, connection, peer)
         except BaseException as error:
-            self._logFailure(error)
+            self._failures.log(error)
             # The reactor may hold a duplicate of the socket, which ends as well.
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
@@ -245,19 +244,6 @@ class HelloPort(FileDescriptor):
                 establish(self._hello, peer, host, error="failed")
         finally:
             connection.close()
-
-    def _logFailure(self, error: BaseException) -> None:
-        """Log in one line why a connection could not be served, with a rate limit."""
-        now = self._clock.seconds()
-        if now - self._lastFailure >= WARNING_INTERVAL:
-            self._lastFailure = now
-            place = extract_tb(error.__traceback__)[-1]
-            _log.error(
-                "Connection could not be served: {reason} ({file}:{line})",
-                reason=printable("".join(format_exception_only(error)).strip()),
-                file=place.filename,
-                line=place.lineno,
-            )
 
     def _pauseFor(self, error: OSError) -> None:
         """Stop accepting until the shortage that an error tells of may be over."""
@@ -327,9 +313,9 @@ class _Shortage:
 
     async def wait(self, error: OSError) -> None:
         """
-        Wait until there may be a descriptor, or memory.
+        Evict connections if descriptors are short, and wait until an accept may succeed.
 
-        @param error: the reason.
+        @param error: the error of accept(2).
         """
         now = self._clock.seconds()
         if now - self._lastWarning >= WARNING_INTERVAL:

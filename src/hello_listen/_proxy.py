@@ -18,6 +18,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from hello_listen._clock import monotonicClock
+from hello_listen._failures import FailureLog
 from hello_listen._networks import Networks
 from hello_listen._proxy_header import Header, HeaderError, parse
 from hello_listen._transport import ProxiedTransport, hangUp
@@ -297,6 +298,7 @@ class ProxiedFactory(ServerFactory):
         """
         self.hello = hello
         self.pending = pending
+        self._failures = FailureLog()
         # Cached, because ipaddress is slow.
         self._isTrusted = lru_cache(maxsize=1000)(trusted.__contains__) if trusted else None
 
@@ -347,8 +349,8 @@ class ProxiedFactory(ServerFactory):
                 hangUp(reader.transport)
             else:
                 reader.relay(protocol, ProxiedTransport(reader.transport, client, server, facts))
-        except BaseException:
-            _log.failure("Connection could not be served")
+        except BaseException as error:
+            self._failures.log(error)
             if hello.connections == countBefore:
                 establish(hello, client, server, error="failed", **facts)
             hangUp(reader.transport, abort=True)

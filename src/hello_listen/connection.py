@@ -82,7 +82,8 @@ class Connection:
 
     @ivar time: when it was accepted, in seconds since the epoch.
     @ivar client: the client's L{IPv4Address}, L{IPv6Address}, L{UNIXAddress} or L{PipeAddress}.
-        Behind a proxy, the address in the PROXY header; with an C{error}, the socket's own peer.
+        Behind a proxy, the address in the PROXY header; with an C{error},
+        the socket's own peer, unless serving failed after a valid header.
     @ivar server: the address that the client reached.
     @ivar proxy: the proxy that sent a valid PROXY header, or L{None}. For the proxy's own health
         checks, C{client} is the proxy.

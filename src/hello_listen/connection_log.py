@@ -82,8 +82,9 @@ class ConnectionLog:
     An observer that appends each connection to a file, a pipe or standard output, as JSON.
 
     It numbers its records from 1 and adds its C{id} to each, so that a gap in the numbers shows a
-    loss. A thread writes them, so that a blocked write delays neither connections nor process exit;
-    it starts with the reactor or the first record. A second thread reports records that wait too
+    loss. A thread writes them, so that a blocked write delays no connection, nor the end of the
+    process unless the kernel cannot interrupt it; the thread starts with the reactor or the first
+    record. A second thread reports records that wait too
     long. L{HelloService} closes the log; without a service, C{await log.close()} after the port has
     stopped.
 

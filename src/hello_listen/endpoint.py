@@ -106,7 +106,8 @@ class HelloEndpoint:
         """
         Bind the endpoint.
 
-        @param factory: a L{HelloFactory}; without C{haproxy:}, any L{IProtocolFactory} will do.
+        @param factory: a L{HelloFactory}; without C{haproxy:}, any L{IProtocolFactory} will do,
+            but a stop does not wait for its connections, and one is accepted per reactor turn.
 
         @return: a L{Deferred} that fires with an L{IListeningPort}, or fails with a
             L{ListenError}, or with a L{TypeError} where C{haproxy:} needs a L{HelloFactory}.
@@ -206,15 +207,15 @@ class _StandardIOPort:
 
 
 def _parse(description: str, reactor: Any) -> Any:
-    """Return an endpoint."""
-    kind = description.partition(":")[0]
+    """Return Twisted's endpoint, or for C{systemd:} the L{InheritedSockets}."""
+    kind = description.partition(":")[0].lower()
     if kind == "systemd":
         positional, named = _arguments(description)
         return InheritedSockets(*positional[1:], **named)
     if kind == "unix":
         reactor = UNIXReactor()
-    if kind.lower() in ("ssl", "tls"):
-        return _parseTLS(kind.lower(), description, reactor)
+    if kind in ("ssl", "tls"):
+        return _parseTLS(kind, description, reactor)
     return _withBacklog(description, reactor)
 
 

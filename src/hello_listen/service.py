@@ -31,7 +31,8 @@ class HelloService(Service):
     Listens on all of its endpoints or on none, and tells a factory's observers of connections.
 
     A stop serves the accept queues, then closes the observers that have C{close}, so a factory
-    belongs to one service. When the service starts again, it opens those that have C{open}.
+    belongs to one service. A start calls C{open} of the observers that have it, which opens them
+    again after a stop.
 
     @ivar factory: the factory that serves the endpoints.
     @ivar reactor: the reactor that listens.

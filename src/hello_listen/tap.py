@@ -34,7 +34,7 @@ DEFAULT_ENDPOINT = "tcp:7878:interface=127.0.0.1"
 
 
 class Options(UsageOptions):
-    """The options; each is as L{makeService} wants it once they are parsed."""
+    """The options. Once they are parsed, each value is what L{makeService} needs."""
 
     synopsis = "[options]"
     longdesc = "Log each connection to the endpoints, and drop it."
@@ -125,7 +125,7 @@ class Options(UsageOptions):
             raise UsageError(re.sub(r"(did you mean 'tcp:\d+)'", local, str(error))) from error
 
     def opt_status_host(self, name: str) -> None:
-        """Answer --status by this host name, besides IP addresses and localhost; repeatable."""
+        """Serve --status under this host name, besides localhost and IP addresses; repeatable."""
         self._hostNames.append(name)
 
     def opt_version(self) -> NoReturn:

@@ -70,8 +70,8 @@ class StatusSite(WrappingFactory):
         """
         Add a connection. If there are too many, drop one of the client that has the most.
 
-        First dropped is the connection with the most answers that has another request pending. If
-        there is none, and most have no request pending, it is the longest idle; else the newest.
+        Of that client's connections, drop the one with the most answers among those with a pending
+        request. If there is none, drop the longest idle if most are idle, else the newest.
 
         @param p: the connection.
         """
