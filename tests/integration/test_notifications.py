@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from aiosmtpd.controller import Controller
 
-from processes import LOOPBACK, PATIENCE, Start, curl, freePort, slow, untilEnd
+from processes import LOOPBACK, PATIENCE, Start, curl, freePort, load, slow, untilEnd
 
 pytestmark = pytest.mark.unix
 
@@ -150,6 +150,25 @@ def test_away(hello: Start, tmp_path: Path) -> None:
     assert "Traceback" not in said
 
 
+@pytest.mark.slow
+def test_flood(hello: Start, pager: Pager, tmp_path: Path) -> None:
+    """Of 100,000 new clients, two messages count all."""
+    server = hello("-e", f"haproxy:{LOOPBACK}", "-l", "log", "--notify", pager.write(tmp_path))
+
+    def header(number: int) -> bytes:
+        host = f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}"
+        return f"PROXY TCP4 {host} 192.0.2.1 51974 22\r\n".encode()
+
+    ends = load(("127.0.0.1", server.port()), 100_000, 50, data=header)
+    assert ends == {"ended": 100_000}
+    server.stop()
+    texts = [pager.get(), pager.get()]
+    assert pager.got.empty()
+    counts = [re.findall(r"^(\d+) new clients?, (\d+) conn", text)[0] for text in texts]
+    assert [sum(map(int, column)) for column in zip(*counts, strict=True)] == [100_000, 100_000]
+    assert texts[1].endswith(" more")
+
+
 class Mailbox:
     """What a mail server does with a mail: it keeps it."""
 
@@ -163,15 +182,16 @@ class Mailbox:
         return "250 OK"
 
 
-def test_mail(hello: Start, tmp_path: Path) -> None:
-    """A mail has the title as its subject, and the text alone as its body."""
+@pytest.mark.parametrize("form", ["", "&format=text"])
+def test_mail(hello: Start, tmp_path: Path, form: str) -> None:
+    """A mail has the title as its subject, and the text alone as its body, whatever its format."""
     mailbox = Mailbox()
     controller = Controller(mailbox, hostname="127.0.0.1", port=freePort())
     controller.start()
     try:
         (tmp_path / "urls.txt").write_text(
             f"mailto://127.0.0.1:{controller.port}/?mode=insecure&smtp=127.0.0.1"
-            "&from=canary@example.org&to=me@example.org&format=text\n"
+            f"&from=canary@example.org&to=me@example.org{form}\n"
         )
         server = hello("-e", LOOPBACK, "--notify", "urls.txt")
         port = server.port()
@@ -182,7 +202,7 @@ def test_mail(hello: Start, tmp_path: Path) -> None:
         controller.stop()
     assert re.fullmatch("hello-listen on .*: 1 new client", mail["Subject"])
     assert mail["To"] == "me@example.org"
-    body = mail.get_body(("plain",))
+    body = mail.get_body(("plain", "html"))
     assert body is not None
     text = rf"1 new client, 1 connection since \d\d:\d\d: 127\.0\.0\.2 \(1, port {port}\)"
     assert re.fullmatch(text, body.get_content().strip())
