@@ -216,9 +216,9 @@ class Banner(HelloProtocol):
 
     def connectionMade(self) -> None:
         """Record the client without closing the connection."""
-        facts = getattr(self.transport, "facts", {})
+        details = getattr(self.transport, "details", {})
         client, server = self.transport.getPeer(), self.transport.getHost()
-        self.factory.established(client, server, **facts)
+        self.factory.established(client, server, **details)
         self.transport.write(b"220 hello\r\n")
 
     def dataReceived(self, data: bytes) -> None:

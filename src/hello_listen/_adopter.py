@@ -26,7 +26,8 @@ class Adopter:
     The reactor duplicates a connection's descriptor. L{reserve} makes sure, before a connection is
     accepted, that there is a descriptor for that, too.
 
-    @ivar isUsed: whether the port's connections are likely to be handed over.
+    @ivar isUsed: whether to reserve a descriptor: a connection was handed over, or the first one is
+        likely to be.
     @ivar transports: the reactor's transports, if they are tracked.
     """
 

@@ -31,7 +31,7 @@ HEADER_GRACE = 0.3
 """Grace period for PROXY headers, in seconds, after the stop and the last accept."""
 
 HIDDEN_HANDSHAKE_GRACE = 0.3
-"""The same for handshakes, in seconds, if the system does not list those in flight."""
+"""Grace period for handshakes, in seconds, if the system does not list those in flight."""
 
 CONNECTION_TIMEOUT = 5.0
 """Seconds that a stop waits for open connections of an embedder's protocol."""

@@ -27,7 +27,7 @@ from hello_listen._drain import Drain, endConnections, refuseNew
 from hello_listen._failures import WARNING_INTERVAL, FailureLog
 from hello_listen._proxy import PendingHeaders, ProxiedFactory, pendingHeaders
 from hello_listen._transport import InPlaceTransport
-from hello_listen.protocol import HelloFactory, HelloProtocol, establish
+from hello_listen.protocol import HelloFactory, HelloProtocol, reportSafely
 
 MAX_ACCEPTS = 32
 """Connections that a port accepts at most before the reactor reads from others."""
@@ -101,7 +101,7 @@ class HelloPort(FileDescriptor):
         self._hello = hello
         self._proxied = proxied
         self._isInherited = isInherited
-        # Clients of the status page must not delay the others.
+        # Clients that are not recorded, as those of the status page, must not delay the others.
         self._maxAccepts = MAX_ACCEPTS if hello else 1
         self._clock = monotonicClock(reactor)
         self._shortage = _Shortage(pendingHeaders(reactor), self._clock)
@@ -241,7 +241,7 @@ class HelloPort(FileDescriptor):
                 connection.shutdown(socket.SHUT_RDWR)
             if self._hello and self._hello.connections == countBefore:
                 host = self.host or socketAddress(connection.getsockname())
-                establish(self._hello, peer, host, error="failed")
+                reportSafely(self._hello, peer, host, error="failed")
         finally:
             connection.close()
 

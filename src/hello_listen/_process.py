@@ -50,14 +50,14 @@ class PluginService(HelloService):
         """
         super().__init__(factory, endpoints, reactor, status)
         self._log = log
-        self._stops = iter([True])
+        self._stops = iter([True])  # Its only element is for the first signal.
 
     def privilegedStartService(self) -> None:
         """
         Bind every endpoint, or have the process end with one line that gives the reason.
 
-        @raise ListenError: as L{HelloService.privilegedStartService} does, and not SystemExit:
-            twistd removes its pidfile and notifies its parent process for an L{Exception} only.
+        @raise ListenError: an endpoint cannot be bound. It is no SystemExit, because only after an
+            L{Exception} does twistd remove its pidfile and notify its parent process.
         """
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # A daemon has not blocked them yet.
         try:

@@ -22,7 +22,7 @@ from hello_listen._failures import FailureLog
 from hello_listen._networks import Networks
 from hello_listen._proxy_header import Header, HeaderError, parse
 from hello_listen._transport import ProxiedTransport, hangUp
-from hello_listen.protocol import HelloFactory, establish
+from hello_listen.protocol import HelloFactory, reportSafely
 
 HEADER_TIMEOUT = 5.0
 """Seconds from its accept that a connection may take to send its whole header."""
@@ -341,25 +341,25 @@ class ProxiedFactory(ServerFactory):
         """Connect a protocol of L{hello} to the client that a header names."""
         hello, (peer, host) = self.hello, reader.ends
         client, server = header.client or peer, header.server or host
-        facts = {"proxy": peer, "extensions": header.extensions, "accepted": reader.accepted}
+        details = {"proxy": peer, "extensions": header.extensions, "accepted": reader.accepted}
         countBefore = hello.connections
         try:
             protocol = hello.buildProtocol(client)
             if protocol is None:
                 hangUp(reader.transport)
             else:
-                reader.relay(protocol, ProxiedTransport(reader.transport, client, server, facts))
+                reader.relay(protocol, ProxiedTransport(reader.transport, client, server, details))
         except BaseException as error:
             self._failures.log(error)
             if hello.connections == countBefore:
-                establish(hello, client, server, error="failed", **facts)
+                reportSafely(hello, client, server, error="failed", **details)
             hangUp(reader.transport, abort=True)
 
     def _report(self, reader: ProxiedProtocol | UntrustedProtocol, error: str) -> None:
         """Report a connection with the socket's own peer and an error, and close it."""
         silent, accepted = reader.isSilent, reader.accepted
         try:
-            establish(self.hello, *reader.ends, error=error, silent=silent, accepted=accepted)
+            reportSafely(self.hello, *reader.ends, error=error, silent=silent, accepted=accepted)
         finally:
             # Eviction must free the descriptor now.
             hangUp(reader.transport, abort=error == "proxy_header_evicted")

@@ -33,7 +33,7 @@ class InPlaceTransport:
     @ivar protocol: the protocol, until the connection has ended.
     """
 
-    facts: ClassVar[None] = None
+    details: ClassVar[None] = None
     disconnecting = False
     _adopted: Any = None
 
@@ -170,11 +170,11 @@ class ProxiedTransport:
     """
     The transport behind a PROXY header: its addresses are those that the header names.
 
-    @ivar facts: further arguments of L{HelloFactory.established}.
+    @ivar details: further arguments of L{HelloFactory.established}.
     """
 
     def __init__(
-        self, transport: ITransport, peer: IAddress, host: IAddress, facts: dict[str, Any]
+        self, transport: ITransport, peer: IAddress, host: IAddress, details: dict[str, Any]
     ) -> None:
         """
         Wrap a transport.
@@ -182,13 +182,13 @@ class ProxiedTransport:
         @param transport: the transport of the connection to the proxy.
         @param peer: the client that the header names.
         @param host: the address that the client reached.
-        @param facts: further arguments of L{HelloFactory.established}.
+        @param details: further arguments of L{HelloFactory.established}.
         """
         self._transport: Any = transport
         self._peer = peer
         self._host = host
-        self.facts = facts
-        self._isSilent = True
+        self.details = details
+        self._hasWritten = False
 
     def getPeer(self) -> IAddress:
         """Return the address of the client."""
@@ -204,7 +204,7 @@ class ProxiedTransport:
 
         @param data: the bytes to send.
         """
-        self._isSilent = False
+        self._hasWritten = True
         self._transport.write(data)
 
     def writeSequence(self, data: Iterable[bytes]) -> None:
@@ -217,10 +217,10 @@ class ProxiedTransport:
 
     def loseConnection(self) -> None:
         """Close the connection once all data is sent."""
-        if self._isSilent:
-            hangUp(self._transport)
-        else:
+        if self._hasWritten:
             self._transport.loseConnection()
+        else:
+            hangUp(self._transport)
 
     def __getattr__(self, name: str) -> Any:
         """Return any other attribute of the wrapped transport."""

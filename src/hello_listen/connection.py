@@ -207,7 +207,9 @@ class Connection:
 @dataclass(slots=True)
 class Summary:
     """
-    Several connections of one client. Its text is its line in Twisted's log.
+    Connections of one client, or of all that are not counted apart, in one record.
+
+    Its text is its line in Twisted's log.
 
     @ivar count: the number of connections.
     @ivar first: when the first was accepted, in seconds since the epoch.

@@ -81,7 +81,7 @@ class HelloEndpoint:
         """
         self.description = description
         self._reactor = reactor
-        # Twisted's haproxy: calls connectionMade before it has read the header.
+        # Twisted's haproxy: calls connectionMade before it has read the header, so _proxy reads it.
         inner = HAPROXY.sub("", description)
         prefix = description.removesuffix(inner)
         self._proxied = bool(prefix)

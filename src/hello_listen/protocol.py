@@ -44,11 +44,11 @@ class HelloProtocol(Protocol):
         transport = self.transport
         try:
             peer, host = transport.getPeer(), transport.getHost()
-            facts = getattr(transport, "facts", None)
-            if facts is None:
+            details = getattr(transport, "details", None)
+            if details is None:
                 self.factory.established(peer, host)
             else:
-                self.factory.established(peer, host, **facts)
+                self.factory.established(peer, host, **details)
         finally:
             transport.loseConnection()
 
@@ -68,8 +68,8 @@ class HelloFactory(ServerFactory):
 
     One factory may serve several endpoints. An observer is called with each L{Connection}, in the
     reactor's thread: no other client is served until it returns. It may be an C{async def}
-    function, which is run, or return a L{Deferred}. At most 1,000 of both are unfinished at once:
-    beyond that, a coroutine is not run, and the log says for how many connections. An observer's
+    function, which is run, or return a L{Deferred}. While 1,000 coroutines and Deferreds are
+    unfinished, no other coroutine is run, and the log says for how many connections. An observer's
     error is logged with the connection, and has no other effect. The factory closes nothing:
     L{HelloService} waits for the coroutines and Deferreds, then closes the observers that have
     C{close}.
@@ -136,20 +136,20 @@ class HelloFactory(ServerFactory):
             call(observer, connection)
 
 
-def establish(factory: HelloFactory, client: IAddress, server: IAddress, **facts: Any) -> None:
+def reportSafely(factory: HelloFactory, client: IAddress, server: IAddress, **details: Any) -> None:
     """
     Report a connection to a factory. It is counted and recorded even if a subclass fails.
 
     @param factory: the factory.
     @param client: the client's address.
     @param server: the address that the client reached.
-    @param facts: the other arguments of L{HelloFactory.established}.
+    @param details: the other arguments of L{HelloFactory.established}.
     """
     countBefore = factory.connections
     try:
-        factory.established(client, server, **facts)
+        factory.established(client, server, **details)
     except BaseException:
         _log.failure("Connection could not be reported")
         if factory.connections == countBefore:
-            facts["error"] = facts.get("error") or "failed"
-            HelloFactory.established(factory, client, server, **facts)
+            details["error"] = details.get("error") or "failed"
+            HelloFactory.established(factory, client, server, **details)

@@ -20,7 +20,7 @@ SUMMARY_PERIOD = 60.0
 """Seconds that a summary covers at most."""
 
 MAX_COUNTED_CLIENTS = 10_000
-"""Clients that are counted apart in a period; all others share one summary."""
+"""Clients that are counted apart in a period; all others share a summary for each error."""
 
 PROBE_ERRORS = ("proxy_header_incomplete", "proxy_not_trusted")
 """Errors of TCP health checks, if not a byte was received: summarized like other connections."""

@@ -158,7 +158,7 @@ class Options(UsageOptions):
         parent = self.parent or {"nodaemon": True}
         isDaemon = not (parent.get("nodaemon", True) or parent.get("debug"))
         if isDaemon:
-            # The parent waits for the daemon to start, and handles no signals.
+            # Signals must be able to end the parent process, which waits for the daemon to start.
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             null = os.path.join(str(parent.get("chroot") or "/"), "dev/null")
             if not os.path.exists(null):

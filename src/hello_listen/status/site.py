@@ -20,7 +20,7 @@ from hello_listen._addresses import addressIdentity, unmapped
 from hello_listen._clock import monotonicClock
 
 REQUEST_TIMEOUT = 10
-"""Timeout of a request, and again of its answer, in seconds."""
+"""Timeout for sending a request, and for taking its answer, in seconds."""
 
 MAX_REQUEST = 2**15
 """Upper bound of a request, in bytes."""
