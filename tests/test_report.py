@@ -22,10 +22,12 @@ from asked import answer, run
 from hello_listen import report
 from hello_listen.report.drawing import writeDrawing
 from hello_listen.report.facts import BAR_UNITS, Bar, Report
+from hello_listen.report.inputs import findInputs
 from written import START, Run, write
 
 duckdb = pytest.importorskip("duckdb")
 database = pytest.importorskip("hello_listen.report.database")
+readLogs = pytest.importorskip("hello_listen.report.reading").readLogs
 
 
 @pytest.fixture
@@ -53,6 +55,9 @@ def log(tmp_path: Path) -> Path:
         (["{0}/log", "--since", "9999999999d"], "argument --since: not a time"),
         (["{0}/log", "--since", "24h", "--until", "2d"], "--until is not after --since"),
         ([], "FILE"),
+        (["{0}/log", "--mmdb", "{0}/none"], "No such file or directory: '{0}/none'"),
+        (["{0}/log", "--mmdb", "{0}/log"], "--mmdb: not a MaxMind database: '{0}/log'"),
+        (["{0}/log", "--mmdb", "{0}"], "--mmdb: not a file: '{0}'"),
     ],
 )
 def test_errors(tmp_path: Path, arguments: list[str], reason: str) -> None:
@@ -112,6 +117,14 @@ def test_without_extra(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delitem(sys.modules, f"hello_listen.report.{name}", raising=False)
     needs = "hello-listen-report: needs DuckDB: pip install duckdb\n"
     assert run(log) == (2, "", needs)
+
+
+def test_without_geo_extra(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without maxminddb, one line says what to install."""
+    monkeypatch.setitem(sys.modules, "maxminddb", None)
+    monkeypatch.delitem(sys.modules, "hello_listen.geo", raising=False)
+    needs = "hello-listen-report: --mmdb needs maxminddb: pip install maxminddb\n"
+    assert run(log, "--mmdb", "x.mmdb") == (2, "", needs)
 
 
 def test_drawing_over_something_else(log: Path, tmp_path: Path) -> None:
@@ -265,3 +278,19 @@ def test_ignored_signal(log: Path) -> None:
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_stopped_between_rows(tmp_path: Path) -> None:
+    """A signal is heeded while the rows of a query are taken, of which there may be millions."""
+    process = Run()
+    for number in range(10_001):
+        process.connection(f"10.0.{number >> 8}.{number & 255}")
+    inputs, _ = findInputs([str(write(tmp_path / "log", process))])
+    with closing(database.Database(str(tmp_path))) as stopped:
+        assert list(readLogs(stopped, inputs, None, None)) == []
+        stopped.run("visits")
+        rows = stopped.tuples("places")
+        next(rows)
+        stopped.stop()
+        with pytest.raises(duckdb.InterruptException):
+            list(rows)

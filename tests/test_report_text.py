@@ -16,12 +16,14 @@ from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IAddress
 from twisted.internet.task import Clock
 
+import geodata
 from asked import answer, run
 from hello_listen import Connection, Summaries
 from hello_listen._addresses import clientIdentity
 from written import Run, at, write
 
 pytest.importorskip("duckdb")
+pytest.importorskip("maxminddb")
 
 HOSTILE = "\x1b[31m\u202e\u0007\x00\u05d0\u200b"
 """Colour, right-to-left override, bell, NUL, a Hebrew letter and a space of no width."""
@@ -420,3 +422,99 @@ def test_forged(log: Path) -> None:
         status, out, _ = run(*arguments, write(log, process))
         assert status == 1
         assert out
+
+
+def test_places(log: Path, tmp_path: Path) -> None:
+    """Clients have a country and a network, and the connections are counted by both."""
+    process = Run()
+    for client, count in (
+        ("198.51.100.7", 5), ("198.51.100.200", 4), ("198.51.100.8", 1), ("203.0.113.9", 3),
+        ("10.0.0.1", 2), ("8.8.8.8", 2), ("2001:db8:7:1::1", 1), ("2001:db8:7:1::2", 1),
+    ):  # fmt: skip
+        for _ in range(count):
+            process.now += 1
+            process.connection(client)
+    process.connection("/run/client", **{"network.transport": "unix"})
+    process.summary(7, None)
+    write(log, process.close())
+    databases = [geodata.countries(tmp_path), geodata.networks(tmp_path)]
+    options = [text for path in databases for text in ("--mmdb", path)]
+    _, out, _ = run(log, *options)
+    found = tables(out)
+    assert [row[:4] for row in found["client"]] == [
+        ["others", "unknown", "unknown", "7"],
+        ["198.51.100.7", "DE", "AS64500 Example Ltd.", "5"],
+        ["198.51.100.200", "FR", "AS64500 Example Ltd.", "4"],
+        ["203.0.113.9", "US", "AS64501 Tel\\xe9fonica", "3"],
+        ["10.0.0.1", "private", "private", "2"],
+        ["2001:db8:7:1::/64 (2 addresses)", "JP", "AS64502 Six", "2"],
+        ["8.8.8.8", "unknown", "unknown", "2"],
+        ["198.51.100.8", "DE", "AS64500 Example Ltd.", "1"],
+        ["unix:/run/client", "unknown", "unknown", "1"],
+    ]
+    assert [row[:3] for row in found["country"]] == [
+        ["unknown", "10", "2"], ["DE", "6", "2"], ["FR", "4", "1"], ["US", "3", "1"],
+        ["JP", "2", "1"], ["private", "2", "1"],
+    ]  # fmt: skip
+    assert found["country"][1][3:] == ["2026-11-22 20:00:01", "2026-11-22 20:00:10"]
+    assert [row[:3] for row in found["network"]] == [
+        ["AS64500 Example Ltd.", "10", "3"], ["unknown", "10", "2"],
+        ["AS64501 Tel\\xe9fonica", "3", "1"], ["AS64502 Six", "2", "1"], ["private", "2", "1"],
+    ]  # fmt: skip
+    known = answer(log, *options)
+    names = ("client.geo.country.iso_code", "client.as.number", "client.as.organization.name")
+    assert [known["clients"][4][name] for name in (*names, "private")] == [None, None, None, True]
+    assert [known["clients"][3][name] for name in names] == ["US", 64501, "Tel\u00e9fonica"]
+    assert known["countries"][1] == {
+        "client.geo.country.iso_code": "DE",
+        "private": False,
+        "connections": 6,
+        "clients": 2,
+        "first": "2026-11-22T20:00:01.000000Z",
+        "last": "2026-11-22T20:00:10.000000Z",
+    }
+    assert [known["networks"][0][name] for name in names[1:]] == [64500, "Example Ltd."]
+    for table in ("countries", "networks"):
+        assert sum(each["connections"] for each in known[table]) == 27
+        assert sum(each["clients"] for each in known[table]) == known["clients.count"]
+
+
+def test_one_kind_of_places(log: Path, tmp_path: Path) -> None:
+    """Without a database of networks or of countries, there is nothing about those."""
+    write(log, Run().connection("198.51.100.7").close())
+    for path, there, absent in (
+        (geodata.countries(tmp_path), "country", "network"),
+        (geodata.networks(tmp_path), "network", "country"),
+    ):
+        _, out, _ = run(log, "--mmdb", path)
+        assert there in tables(out)
+        assert absent not in out
+        tablesThere = {"countries", "networks"} & answer(log, "--mmdb", path).keys()
+        assert tablesThere == {"countries" if there == "country" else "networks"}
+    assert not {"countries", "networks"} & answer(log).keys()
+    assert "private" not in answer(log)["clients"][0]
+
+
+def test_damaged_places(log: Path, tmp_path: Path) -> None:
+    """A database that is found to be damaged while the report is made is an error."""
+    records = {
+        f"10.{n >> 8}.{n & 255}.0/24": geodata.system(n, f"Name {n:04}") for n in range(1200)
+    }
+    path = geodata.write(tmp_path / "x.mmdb", records)
+    path.write_bytes(path.read_bytes().replace(b"Name 1199", b"\xff" * 9))
+    write(log, Run().connection("10.4.175.1").close())
+    error = f"hello-listen-report: --mmdb: the database is damaged: '{path}'\n"
+    assert run(log, "--mmdb", path) == (2, "", error)
+
+
+def test_places_without_times(log: Path, tmp_path: Path) -> None:
+    """Connections without a time count among their country, which has one if any has."""
+    process = Run(None)
+    for time in (None, at(5), None, at(3)):
+        process.connection("198.51.100.7", timestamp=time)
+    write(log, process)
+    [country] = answer(log, "--mmdb", geodata.countries(tmp_path))["countries"]
+    assert (country["connections"], country["first"], country["last"]) == (4, at(3), at(5))
+    write(log, Run(None).connection("198.51.100.7", timestamp=None))
+    [country] = answer(log, "--mmdb", geodata.countries(tmp_path))["countries"]
+    assert (country["connections"], country["first"], country["last"]) == (1, None, None)

@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from hello_listen._addresses import asciiText
+from hello_listen._place import GeoError
 from hello_listen.report.data import toJSON
 from hello_listen.report.drawing import checkTarget, writeDrawing
 from hello_listen.report.inputs import findInputs
@@ -73,6 +74,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default="connections",
         help="order of clients: most connections, or latest first or last connection",
     )
+    parser.add_argument(
+        "--mmdb",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="tell countries or networks by this MaxMind database (needs maxminddb); repeatable",
+    )
     parser.add_argument("--svg", metavar="FILE", help="draw the connections over time")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(arguments)
@@ -97,25 +105,37 @@ def _report(options: argparse.Namespace) -> int:
         from hello_listen.report.database import Database
     except ImportError:
         return _fail("needs DuckDB: pip install duckdb")
+    places = None
+    if options.mmdb:
+        try:
+            from hello_listen.geo import GeoDatabases
+        except ImportError:
+            return _fail("--mmdb needs maxminddb: pip install maxminddb")
+        try:
+            places = GeoDatabases(options.mmdb)
+        except GeoError as error:
+            return _fail(f"--mmdb: {error}")
     if options.svg is not None:
         checkTarget(options.svg)
     inputs, problems = findInputs(options.files)
     if not inputs:
         return _fail(*toProblems(problems))
-    period = options.since, options.until
+    choices = options.since, options.until, options.sort, options.top, places
     try:
         with (
             TemporaryDirectory(prefix="hello-listen-report-") as folder,
             closing(Database(folder)) as database,
             ThreadPoolExecutor(1) as pool,
         ):
-            asked = pool.submit(ask, database, inputs, problems, *period, options.sort, options.top)
+            asked = pool.submit(ask, database, inputs, problems, *choices)
             try:
                 report = asked.result()
             except KeyboardInterrupt:
                 # DuckDB ignores signals.
                 database.stop()
                 raise
+    except GeoError as error:
+        return _fail(f"--mmdb: {error}")
     except duckdb.Error as error:
         return _fail(str(error).split("\n\n")[0].rpartition("Error: ")[2].split("\n")[0])
     if report.problems and report.isEmpty:

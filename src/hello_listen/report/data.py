@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
+from hello_listen._place import Place
 from hello_listen.report.facts import COUNTS, Report
 
 # Attributes of the report that have another name in the connection log.
@@ -22,6 +24,9 @@ _NAMES = {
     "ports": "server.ports",
     "servers": "server.addresses",
     "error": "error.type",
+    "country": "client.geo.country.iso_code",
+    "number": "client.as.number",
+    "organization": "client.as.organization.name",
 }
 
 
@@ -32,9 +37,10 @@ def toJSON(report: Report) -> str:
             **{name: report.total(name) for name in COUNTS},
             "unknown": report.unknown,
             "runs": _objects(report.runs),
-            "clients": _objects(report.clients),
+            "clients": _clients(report),
             "clients.count": report.clientCount,
             "servers": _objects(report.servers),
+            **_places(report),
             "errors": _objects(report.failures),
             "timeline": {"unit": report.unit.name, "bars": _objects(report.bars)},
             "lines.torn": report.torn,
@@ -46,7 +52,28 @@ def toJSON(report: Report) -> str:
     )
 
 
-def _objects(values: list[Any]) -> list[dict[str, Any]]:
+def _clients(report: Report) -> list[dict[str, Any]]:
+    """Return the clients; each has the fields of its place only if places were looked up."""
+    clients = _objects(report.clients)
+    for client in clients:
+        place: Place | None = client.pop("place")
+        if place is not None:
+            client |= {
+                "client.geo.country.iso_code": place.country,
+                "client.as.number": place.number,
+                "client.as.organization.name": place.organization,
+                "private": place.isPrivate,
+            }
+    return clients
+
+
+def _places(report: Report) -> dict[str, Any]:
+    """Return the tables of countries and networks that there are."""
+    tables = {"countries": report.countries, "networks": report.networks}
+    return {name: _objects(groups) for name, groups in tables.items() if groups is not None}
+
+
+def _objects(values: Sequence[Any]) -> list[dict[str, Any]]:
     """Return the fields of dataclasses, under their names in the JSON."""
     return [
         {_NAMES.get(name, name): field for name, field in vars(each).items()} for each in values

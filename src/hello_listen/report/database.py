@@ -75,8 +75,10 @@ class Database:
         names = [column[0] for column in self._connection.description or ()]
         return [dict(zip(names, row, strict=True)) for row in self._connection.fetchall()]
 
-    def column(self, query: str) -> Iterator[Any]:
-        """Run a query, and yield the first column of each row. Run no other query until it ends."""
+    def tuples(self, query: str) -> Iterator[tuple[Any, ...]]:
+        """Run a query, and yield its rows as tuples. Run no other query until it ends."""
         self.run(query)
         while rows := self._connection.fetchmany(10_000):
-            yield from (row[0] for row in rows)
+            if self.stopped.is_set():
+                raise duckdb.InterruptException("stopped")
+            yield from rows

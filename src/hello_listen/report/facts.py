@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from hello_listen._place import Place
+
 COUNTS = ("connections", "recorded", "summarized", "lost", "missing")
 
 
@@ -60,6 +62,7 @@ class Client:
     @ivar addresses: the number of its addresses in records.
     @ivar ports: the server ports that it reached.
     @ivar servers: the servers without a port, such as UNIX sockets, that it reached.
+    @ivar place: its country and network, if databases of them were given.
     """
 
     address: str | None
@@ -70,6 +73,7 @@ class Client:
     last: datetime | None
     ports: list[int]
     servers: list[str]
+    place: Place | None = None
 
     @property
     def isOne(self) -> bool:
@@ -97,6 +101,57 @@ class Server:
     def name(self) -> str:
         """The name in the report."""
         return self.server or "unknown" if self.port is None else str(self.port)
+
+
+@dataclass(frozen=True)
+class Country:
+    """
+    The connections from a country.
+
+    @ivar country: its code of two letters, or L{None} for private and unknown addresses.
+    @ivar private: whether these are the private addresses.
+    """
+
+    country: str | None
+    private: bool
+    connections: int
+    clients: int
+    first: datetime | None
+    last: datetime | None
+
+    @property
+    def name(self) -> str:
+        """The name in the report."""
+        return placeName(self.country, self.private)
+
+
+@dataclass(frozen=True)
+class Network:
+    """
+    The connections from a network, an autonomous system.
+
+    @ivar number: its number, or L{None} for private and unknown addresses.
+    @ivar organization: the name of its organization, or L{None}.
+    @ivar private: whether these are the private addresses.
+    """
+
+    number: int | None
+    organization: str | None
+    private: bool
+    connections: int
+    clients: int
+    first: datetime | None
+    last: datetime | None
+
+    @property
+    def name(self) -> str:
+        """The name in the report."""
+        return placeName(Place(None, self.number, self.organization).network, self.private)
+
+
+def placeName(name: str | None, isPrivate: bool) -> str:
+    """Return the name of a country or network in the report."""
+    return name or ("private" if isPrivate else "unknown")
 
 
 @dataclass(frozen=True)
@@ -162,6 +217,8 @@ class Report:
     A report.
 
     @ivar clients: the first C{--top} of C{clientCount} clients.
+    @ivar countries: the connections by country; L{None} without a database of countries.
+    @ivar networks: the connections by network; L{None} without a database of networks.
     @ivar lines: the number of lines in the logs.
     @ivar seen: the number of connections in records, which clients, servers and bars add up to.
     @ivar unnumbered: the number of records without an id, of which any number may be missing.
@@ -182,6 +239,8 @@ class Report:
     torn: int
     repeated: bool
     problems: list[Problem]
+    countries: list[Country] | None = None
+    networks: list[Network] | None = None
 
     def total(self, name: str) -> int:
         """Return the sum of a count over all runs."""

@@ -5,7 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from hello_listen._addresses import asciiText
-from hello_listen.report.facts import COUNTS, Client, Failure, Problem, Report, Server
+from hello_listen._place import NOWHERE
+from hello_listen.report.facts import (
+    COUNTS,
+    Client,
+    Country,
+    Failure,
+    Network,
+    Problem,
+    Report,
+    Server,
+    placeName,
+)
+
+Group = Server | Country | Network | Failure
 
 MAX_NOTES = 20
 """Upper bound of notes of a kind."""
@@ -37,6 +50,8 @@ def toText(report: Report) -> Iterator[str]:
     yield from _runs(report)
     yield from _clients(report)
     yield from _groups(report, "server port", report.servers)
+    yield from _groups(report, "country", report.countries or [])
+    yield from _groups(report, "network", report.networks or [])
     yield from _groups(report, "error", report.failures)
     yield from _bars(report)
 
@@ -108,11 +123,17 @@ def _runs(report: Report) -> Iterator[str]:
 
 def _clients(report: Report) -> Iterator[str]:
     """Yield the table of clients."""
+    places = [
+        title
+        for title, groups in (("country", report.countries), ("network", report.networks))
+        if groups is not None
+    ]
     yield from _table(
-        ("client", "connections", "first", "last", "server ports"),
+        ("client", *places, "connections", "first", "last", "server ports"),
         [
             (
                 _clientName(client),
+                *(_cut(_placeName(client, title)) for title in places),
                 f"{client.connections:,}",
                 report.unit.format(client.first),
                 report.unit.format(client.last),
@@ -127,7 +148,7 @@ def _clients(report: Report) -> Iterator[str]:
         yield f"and {report.clientCount - named:,} others, with {connections:,} connections"
 
 
-def _groups(report: Report, title: str, groups: Sequence[Server | Failure]) -> Iterator[str]:
+def _groups(report: Report, title: str, groups: Sequence[Group]) -> Iterator[str]:
     """Yield a table of connections grouped by server or error."""
     yield from _table(
         (title, "connections", "clients", "first", "last"),
@@ -180,6 +201,12 @@ def _clientName(client: Client) -> str:
         return _cut(f"{client.transport}:{client.address or ''}")
     several = f" ({client.addresses:,} addresses)" if client.addresses > 1 else ""
     return _cut(client.address or "others") + several
+
+
+def _placeName(client: Client, title: str) -> str:
+    """Return the country or the network of a client."""
+    place = client.place or NOWHERE
+    return placeName(getattr(place, title), place.isPrivate)
 
 
 def _servers(client: Client) -> str:
