@@ -91,7 +91,7 @@ class PluginService(HelloService):
         _stop()
 
     def _handleSignals(self) -> None:
-        """Handle signals that are still at SIG_DFL, including those that are pending."""
+        """Handle and unblock signals, pass the reactor's on once, and notify systemd."""
         for number in _REACTOR_SIGNALS:
             handler = signal.getsignal(number)
             if callable(handler):

@@ -51,8 +51,8 @@ class Summaries:
             none; by default all.
         @param networks: addresses or networks, such as C{192.0.2.0/24}, whose connections are
             only summarized. C{192.0.2.7,7878} stands for connections to the server's port 7878
-            only. Connections with an error are passed on, unless a PROXY header was expected and
-            not a byte was received, as from a health check.
+            only. A connection with an error is treated as if C{networks} did not name its client,
+            unless its error is one of L{PROBE_ERRORS} and not a byte was received.
         @param reactor: the clock; by default the global reactor.
 
         @raise ValueError: a text is not a network, or C{perClient} is negative.

@@ -173,10 +173,10 @@ def test_chroot_without_the_null_device(tmp_path: Path, how: list[str]) -> None:
     ("option", "said", "explained"),
     [
         ("--uid=nosuch", "KeyError: \"getpwnam(): name not found: 'nosuch'\"", "getpwnam()"),
-        ("--gid=nosuch", "KeyError: \"getgrnam(): name not found: 'nosuch'\"", "getgrnam"),
+        slow("--gid=nosuch", "KeyError: \"getgrnam(): name not found: 'nosuch'\"", "getgrnam"),
         ("--pidfile=no/pid", "FileNotFoundError: [Errno 2] No such file or", "FileNotFoundError"),
-        ("--rundir=no", "No such file or directory: 'no'", "--rundir"),
-        ("--logfile=no/log", "no/log'", "--logfile"),
+        slow("--rundir=no", "No such file or directory: 'no'", "--rundir"),
+        slow("--logfile=no/log", "no/log'", "--logfile"),
     ],
 )
 def test_errors_of_twistd(tmp_path: Path, option: str, said: str, explained: str) -> None:
@@ -205,7 +205,7 @@ def test_inherited_socket_of_another_name(inherit: Start) -> None:
     [
         ("missing", "No such file or directory: 'missing'"),
         slow("empty", "no certificate in any .pem file: 'empty'"),
-        ("keys", "no certificate in any .pem file: 'keys'"),
+        slow("keys", "no certificate in any .pem file: 'keys'"),
         slow("keys/key.pem", "no certificate in any .pem file: 'keys/key.pem'"),
     ],
 )

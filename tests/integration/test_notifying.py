@@ -114,8 +114,8 @@ def test_touch(hello: Start, pager: Pager, tmp_path: Path) -> None:
     ("failure", "reason"),
     [
         ("503", "HTTP status 503"),
-        ("429", "HTTP status 429"),
-        ("breaks off", "connection failed"),
+        slow("429", "HTTP status 429"),
+        slow("breaks off", "connection failed"),
         slow("hangs", "connection failed"),
     ],
 )
@@ -135,6 +135,7 @@ def test_failure(hello: Start, pager: Pager, tmp_path: Path, failure: str, reaso
     assert "nobody was notified" not in said
 
 
+@pytest.mark.slow
 def test_away(hello: Start, tmp_path: Path) -> None:
     """Clients are served while a receiver is away; a stop says how many nobody was told of."""
     (tmp_path / "urls.txt").write_text(f"json://127.0.0.1:{freePort()}/hunter2\n")
@@ -182,7 +183,7 @@ class Mailbox:
         return "250 OK"
 
 
-@pytest.mark.parametrize("form", ["", "&format=text"])
+@pytest.mark.parametrize("form", [slow(""), "&format=text"])
 def test_mail(hello: Start, tmp_path: Path, form: str) -> None:
     """A mail has the title as its subject, and the text alone as its body, whatever its format."""
     mailbox = Mailbox()
@@ -208,7 +209,7 @@ def test_mail(hello: Start, tmp_path: Path, form: str) -> None:
     assert re.fullmatch(text, body.get_content().strip())
 
 
-@pytest.mark.parametrize("program", ["twistd", "twist"])
+@pytest.mark.parametrize("program", ["twistd", slow("twist")])
 def test_wrong_file(start: Start, tmp_path: Path, program: str) -> None:
     """A file that Apprise does not understand ends in one line with the file and its line."""
     (tmp_path / "urls.txt").write_text("json://localhost\nbogus://hunter2\n")

@@ -193,6 +193,7 @@ def test_live(hello: Start, tmp_path: Path) -> None:
     assert told == [(0, "open"), (3, "killed")]
 
 
+@pytest.mark.slow
 @pytest.mark.unix
 def test_closed_descriptors(logs: Path) -> None:
     """Whichever standard descriptors are closed, the report is whole or says why there is none."""

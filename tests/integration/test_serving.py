@@ -190,7 +190,7 @@ def test_curl(hello: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     "client",
     [
         ["nc", "127.0.0.1", "{}"],
-        ["socat", "-u", "TCP:127.0.0.1:{}", "STDOUT"],
+        slow(["socat", "-u", "TCP:127.0.0.1:{}", "STDOUT"]),
         ["ncat", "--recv-only", "127.0.0.1", "{}"],
     ],
     ids=lambda client: str(client[0]),

@@ -84,7 +84,7 @@ def endsWell(server: Process, folder: Path) -> None:
     assert not (folder / "pid").exists()
 
 
-ALL = ["SIGTERM", "SIGHUP", "SIGINT", *SIGNALS]
+ALL = ["SIGTERM", "SIGHUP", slow("SIGINT"), *map(slow, SIGNALS)]
 
 HOOK = """
 import os, re, signal, sys
@@ -149,7 +149,7 @@ def test_waiting_for_a_daemon(start: Start, tmp_path: Path, name: str) -> None:
         os.kill(daemon, signal.SIGKILL)
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", *map(slow, ALL[2:])])
+@pytest.mark.parametrize("name", ALL)
 def test_as_soon_as_clients_come(start: Start, tmp_path: Path, name: str) -> None:
     """A client that connects as soon as the port is bound is recorded, even if a signal follows."""
     port = freePort()

@@ -59,7 +59,7 @@ def test_sigterm_under_load(start: Start, tmp_path: Path, endpoint: str, rights:
     assert counted("\n".join(server.lines)) == (records, records, 0)
 
 
-@pytest.mark.parametrize("endpoint", [LOOPBACK, "unix:s", f"haproxy:{LOOPBACK}"])
+@pytest.mark.parametrize("endpoint", [LOOPBACK, slow("unix:s"), slow(f"haproxy:{LOOPBACK}")])
 def test_all_who_wait_at_the_end(limited: Start, tmp_path: Path, endpoint: str) -> None:
     """A queue that is longer than there are descriptors is served, headers and all."""
     server = limited(250, "-l", tmp_path / "log", "-e", endpoint)
@@ -90,7 +90,7 @@ def test_all_who_wait_at_the_end(limited: Start, tmp_path: Path, endpoint: str) 
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the table of handshakes is Linux's")
-@pytest.mark.parametrize("count", [1, 50])
+@pytest.mark.parametrize("count", [slow(1), 50])
 def test_handshakes_are_looked_up_for_all_ports(start: Start, tmp_path: Path, count: int) -> None:
     """/proc/net/tcp is read once for all ports, and not while clients are in the accept queue."""
     trace = tmp_path / "trace"

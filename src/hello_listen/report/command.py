@@ -72,7 +72,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--sort",
         choices=("connections", "first", "last"),
         default="connections",
-        help="order of clients: most connections, or latest first or last connection",
+        help="which clients are on top: with the most connections, or whose first or last one is the latest",
     )
     parser.add_argument(
         "--mmdb",

@@ -75,8 +75,8 @@ class StatusResource(Resource):
         @param log: the log whose counts to show, if any.
         @param hosts: further host names by which clients may reach this.
         @param clock: returns seconds of a monotonic clock.
-        @param reactor: a reactor; once it runs, the tally counts the connections of each of the
-            service's servers. By default, the tally does so from the first request on.
+        @param reactor: when this reactor starts, each of the service's servers gets a count of its
+            own, 0 at first; without it, at the first request.
         @param notifications: the notifications whose deliveries to show.
 
         @raise ValueError: not a host name.

@@ -70,8 +70,9 @@ class StatusSite(WrappingFactory):
         """
         Add a connection. If there are too many, drop one of the client that has the most.
 
-        Of that client's connections, drop the one with the most answers among those with a pending
-        request. If there is none, drop the longest idle if most are idle, else the newest.
+        Of that client's connections that were answered before and have a pending request, drop the
+        one with the most answers. If there is none, drop the longest idle if most are idle, else
+        the newest.
 
         @param p: the connection.
         """
