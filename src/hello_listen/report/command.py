@@ -72,7 +72,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--sort",
         choices=("connections", "first", "last"),
         default="connections",
-        help="which clients are on top: with the most connections, or whose first or last one is the latest",
+        help="clients on top: with the most connections, or the latest first or last one",
     )
     parser.add_argument(
         "--mmdb",
