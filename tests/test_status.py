@@ -12,6 +12,7 @@ from html.parser import HTMLParser
 from http.client import HTTPResponse
 from io import BytesIO
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,8 +31,10 @@ from twisted.python.failure import Failure
 from twisted.python.usage import UsageError
 from twisted.web.resource import Resource
 
+import geodata
 from hello_listen import Connection, HelloFactory, HelloService, ListenError
 from hello_listen._addresses import addressText
+from hello_listen.geo import GeoDatabases
 from hello_listen.status import Facts, StatusResource, Tally
 from hello_listen.status import site as siteModule
 from hello_listen.status.site import (
@@ -44,7 +47,7 @@ from hello_listen.status.site import (
 from hello_listen.status.snapshot import MAX_AGE
 from hello_listen.tap import Options, makeService
 from reactors import HOUR, FakePort, ListeningReactor, Stepping
-from records import NOON, SERVER, connection
+from records import NOON, SERVER, connection, summary
 from turns import until
 
 PAGES = ("/", "/status.json", "/metrics", "/healthz", "/style.css", "/script.js", "/icon.svg")
@@ -185,8 +188,8 @@ def test_page() -> None:
     text = re.sub("\n+", "|", Parser(page).text)
     assert "|327 - hello-listen|" in text
     assert (
-        "|connections since 12:00:00327in the last minute2in the last hour2clients26"
-        "recorded7summarized0lost0to be summarized320to be written0|"
+        "|connections since 12:00:00327in the last minute2in the last hour2in the last day2"
+        "clients26recorded7summarized0lost0to be summarized320to be written0|"
     ) in text
     assert "|tcp:7878 on 127.0.0.1:7878|" in text
     assert "|Last hour by minute|12:00: 211:01 to nowat most 2 in a minute|" in text
@@ -200,7 +203,8 @@ def test_page() -> None:
 def test_page_of_nobody() -> None:
     """Before the first connection, the page says so, and what is not known is left out."""
     page = ask(StatusResource(Tally()))[1]
-    assert page.count("Nobody has connected yet.") == 2
+    assert page.count("Nobody has connected yet.") == 3
+    assert "before" not in Parser(page).text
     assert "lost" not in page
     assert "at most" not in page
 
@@ -945,6 +949,12 @@ def test_all_or_nothing(monkeypatch: pytest.MonkeyPatch, refused: int) -> None:
         (["--status", "tcp:1", "--status", "tcp:2"], "--status given twice: 'tcp:2'"),
         (["--status", "haproxy:tcp:1"], "'haproxy:tcp:1': haproxy: is not supported for --status"),
         (["--status-host", "status.example"], "--status-host needs --status"),
+        (["--mmdb", "x.mmdb"], "--mmdb needs --status"),
+        (
+            ["--status", "tcp:1", "--mmdb", "/none/x"],
+            "--mmdb: No such file or directory: '/none/x'",
+        ),
+        (["--status", "tcp:1", "--mmdb", __file__], f"not a MaxMind database: {__file__!r}"),
     ],
 )
 def test_usage_errors(arguments: list[str], reason: str) -> None:
@@ -960,6 +970,113 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     with pytest.raises(UsageError, match="pip install prometheus-client"):
         Options(MemoryReactorClock()).parseOptions(["--status", "tcp:1"])
+
+
+def test_without_the_geo_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without maxminddb, --mmdb says what to install."""
+    monkeypatch.delitem(sys.modules, "hello_listen.geo", raising=False)
+    monkeypatch.setitem(sys.modules, "maxminddb", None)
+    with pytest.raises(UsageError, match="pip install maxminddb"):
+        Options(MemoryReactorClock()).parseOptions(["--status", "tcp:1", "--mmdb", "x"])
+
+
+def test_places(tmp_path: Path) -> None:
+    """The page and the JSON tell the country and the network of clients that they name."""
+    geodata.countries(tmp_path)
+    geodata.networks(tmp_path)
+    places = GeoDatabases([str(tmp_path / "country.mmdb"), str(tmp_path / "asn.mmdb")])
+    resource, tally = status(places=places)
+    for client in ("198.51.100.7", "198.51.100.7", "203.0.113.9", "10.0.0.1", "8.8.8.8"):
+        tally(connection(client))
+    tally(connection(IPv6Address("TCP", "2001:db8:7:1::1", 1)))
+    text = re.sub("\n+", "|", Parser(ask(resource)[1]).text)
+    assert "|198.51.100.7DE AS64500 Example Ltd.2" in text
+    assert "10.0.0.1private1" in text
+    assert "8.8.8.8112:00" in text
+    assert "2001:db8:7:1::/64JP AS64502 Six1" in text
+    assert "[2001:db8:7:1::1]:1JP AS64502 Six192.0.2.1:7878" in text
+    known = json.loads(ask(resource, "/status.json")[1])
+    expected = {
+        "client.geo.country.iso_code": "DE",
+        "client.as.number": 64500,
+        "client.as.organization.name": "Example Ltd.",
+    }
+    assert known["clients"][0].items() >= expected.items()
+    assert known["latest"][-1].items() >= expected.items()
+    assert not {"client.geo.country.iso_code", "client.as.number"} & known["clients"][2].keys()
+
+
+def test_hostile_places(tmp_path: Path) -> None:
+    """Whatever a database says is text, of a bounded length."""
+    record = geodata.country("DE") | geodata.system(1, "<script>" * 99)
+    path = geodata.write(tmp_path / "x.mmdb", {"198.51.100.0/24": record})
+    resource, tally = status(places=GeoDatabases([str(path)]))
+    tally(connection("198.51.100.7"))
+    page = ask(resource)[1]
+    assert "DE AS1 &lt;script&gt;&lt;script&gt;" in page
+    assert page.count("&lt;script") <= 2 * 8
+    assert page.count("<script") == 1
+
+
+def test_damaged_database(tmp_path: Path) -> None:
+    """If a database is found to be damaged, the log says so once, and the page lacks places."""
+    records = {
+        f"10.{n >> 8}.{n & 255}.0/24": geodata.system(n, f"Name {n:04}") for n in range(1200)
+    }
+    path = geodata.write(tmp_path / "x.mmdb", records)
+    path.write_bytes(path.read_bytes().replace(b"Name 1199", b"\xff" * 9))
+    resource, tally = status(places=GeoDatabases([str(path)]))
+    tally(connection("10.4.175.1"))
+    with capturedLogs() as events:
+        for _ in range(3):
+            assert "10.4.175.1" in ask(resource)[1]
+    reason = f"the database is damaged: '{path}'"
+    assert list(map(formatEvent, events)) == [f"No countries and networks are shown: {reason}"]
+    assert ask(resource, "/healthz")[0].status == 200
+
+
+def test_ports() -> None:
+    """Connections are counted by server port; servers without one by their name."""
+    resource, tally = status()
+    for port in range(1, 21):
+        for host in ("192.0.2.1", "192.0.2.2"):
+            for _ in range(port):
+                tally(connection(server=IPv4Address("TCP", host, port)))
+    tally(connection(server=IPv6Address("TCP", "2001:db8::1", 20), error="proxy_header_timeout"))
+    tally(connection(UNIXAddress(None), server=UNIXAddress(b"/run/hello")))
+    tally(summary(7, "192.0.2.7"))
+    ports = json.loads(ask(resource, "/status.json")[1])["ports"]
+    assert ports[:2] == [{"port": "20", "connections": 41}, {"port": "19", "connections": 38}]
+    assert {"port": "unix:/run/hello", "connections": 1} in ports
+    assert {"port": "unknown", "connections": 7} in ports
+    assert sum(each["connections"] for each in ports) == 2 * 210 + 9
+    text = re.sub("\n+", "|", Parser(ask(resource)[1]).text)
+    assert "|Server portCount|20411938" in text
+    rest = sum(each["connections"] for each in ports[12:])
+    assert f"{len(ports) - 12} others{rest}|" in text
+
+
+def test_compared_to_before() -> None:
+    """The last minute, hour and day stand beside the ones before, once those were counted."""
+    clock = Clock()
+    clock.advance(NOON)
+    tally = Tally(clock=clock.seconds)
+    resource = StatusResource(tally, clock=count().__next__)
+    for minutes, labels in (
+        (0, ["in the last minute1", "in the last hour1", "in the last day1"]),
+        (1, ["in the last minute1", "in the last hour2", "in the last day2"]),
+        (1, ["in the last minute, 1 in the one before1", "in the last hour3"]),
+        (118, ["last minute, 0 in the one before1", "last hour, 2 in the one before1"]),
+        (2760, ["last hour, 0 in the one before1", "last day, 3 in the one before1"]),
+    ):
+        clock.advance(60 * minutes)
+        tally(connection(time=clock.seconds()))
+        text = Parser(ask(resource)[1]).text
+        for label in labels:
+            assert label in text, minutes
+    known = json.loads(ask(resource, "/status.json")[1])
+    names = ("last_minute", "minute_before", "last_hour", "hour_before", "last_day", "day_before")
+    assert [known[name] for name in names] == [1, 0, 1, 0, 1, 3]
 
 
 @dataclass

@@ -592,6 +592,33 @@ def test_hangup_without_a_terminal(
 
 
 @pytest.mark.unix
+def test_hangup_with_databases(terminal: Terminal, received: list[int], tmp_path: Path) -> None:
+    """SIGHUP takes a new database of countries, or says why the old one is still used."""
+    geodata = pytest.importorskip("geodata")
+    path = geodata.write(tmp_path / "x.mmdb", {"192.0.2.0/24": geodata.country("DE")})
+    reactor = FakeReactor()
+    options = parse("--status", "tcp:1", "--mmdb", str(path), reactor=reactor)
+    makeService(options, reactor).startService()
+    reactor.run()
+    geodata.write(path, {"192.0.2.0/24": geodata.country("FR")})
+    signal.raise_signal(signal.SIGHUP)
+    assert options["places"].find("192.0.2.7").country == "DE"
+    reactor.callOne()
+    assert options["places"].find("192.0.2.7").country == "FR"
+    for change, reason in (
+        (lambda: path.write_bytes(b"x"), f"Not reloaded: not a MaxMind database: '{path}'"),
+        (path.unlink, f"Not reloaded: No such file or directory: '{path}'"),
+    ):
+        change()
+        with capturedLogs() as events:
+            signal.raise_signal(signal.SIGHUP)
+            reactor.callOne()
+        assert texts(events) == [reason]
+        assert options["places"].find("192.0.2.7").country == "FR"
+    assert not received
+
+
+@pytest.mark.unix
 def test_hangup_without_a_connection_log(terminal: Terminal, received: list[int]) -> None:
     """Without a connection log, SIGHUP has no effect."""
     reactor = FakeReactor()

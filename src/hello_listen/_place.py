@@ -27,6 +27,19 @@ class Place:
         number = None if self.number is None else f"AS{self.number}"
         return " ".join(filter(None, (number, self.organization))) or None
 
+    def fields(self) -> dict[str, str | int]:
+        """
+        Return what is known.
+
+        C{geo.country.iso_code} is OpenTelemetry's name, C{as} the Elastic Common Schema's.
+        """
+        fields = {
+            "client.geo.country.iso_code": self.country,
+            "client.as.number": self.number,
+            "client.as.organization.name": self.organization,
+        }
+        return {name: value for name, value in fields.items() if value is not None}
+
 
 NOWHERE = Place()
 """The place of a client of which nothing is known."""

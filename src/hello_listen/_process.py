@@ -10,16 +10,20 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IStreamServerEndpoint
 from twisted.logger import Logger
 
+from hello_listen._place import GeoError
 from hello_listen.connection_log import ConnectionLog
 from hello_listen.endpoint import ListenError
 from hello_listen.protocol import HelloFactory
 from hello_listen.service import HelloService, StatusServer
+
+if TYPE_CHECKING:
+    from hello_listen.geo import GeoDatabases
 
 _log = Logger(namespace="hello_listen")
 
@@ -42,14 +46,17 @@ class PluginService(HelloService):
         reactor: Any,
         log: ConnectionLog | None,
         status: StatusServer | None,
+        places: GeoDatabases | None = None,
     ) -> None:
         """
         Own the process. The other parameters are those of L{HelloService}.
 
         @param log: the connection log that SIGHUP reopens, if any.
+        @param places: the databases that SIGHUP reloads, if any.
         """
         super().__init__(factory, endpoints, reactor, status)
         self._log = log
+        self._places = places
         self._stops = iter([True])  # Its only element is for the first signal.
 
     def privilegedStartService(self) -> None:
@@ -111,10 +118,22 @@ class PluginService(HelloService):
             handler(number, frame)
 
     def _reopen(self, *_: object) -> None:
-        """Reopen the connection log."""
+        """Reopen the connection log, and reload the databases of countries and networks."""
         if self._log is not None:
             # A signal handler may interrupt code that holds the log's locks.
             self.reactor.callFromThread(self._log.reopen)
+        if self._places is not None:
+            self.reactor.callFromThread(_reload, self._places)
+
+
+def _reload(places: GeoDatabases) -> None:
+    """Reload databases, or log why the old ones remain in use."""
+    try:
+        places.reload()
+    except OSError as error:
+        _log.error("Not reloaded: {reason}: {path!r}", reason=error.strerror, path=error.filename)
+    except GeoError as error:
+        _log.error("Not reloaded: {reason}", reason=str(error))
 
 
 def _stop(*_: object) -> None:

@@ -58,12 +58,14 @@ class Options(UsageOptions):
         self._descriptions: list[str] = []
         self._trustedProxies: list[str] = []
         self._hostNames: list[str] = []
+        self._databases: list[str] = []
         self._logPath: str | None = None
         self["per-client"] = None
         self["summarize"] = []
         self["notify"] = []
         self["status"] = None
         self["status-hosts"] = []
+        self["places"] = None
 
     def opt_endpoint(self, description: str) -> None:
         """Listen here; repeatable [default: {}]."""
@@ -124,6 +126,14 @@ class Options(UsageOptions):
             local = r"\1:interface=127.0.0.1'"
             raise UsageError(re.sub(r"(did you mean 'tcp:\d+)'", local, str(error))) from error
 
+    def opt_mmdb(self, path: str) -> None:
+        """Show countries or networks in --status by this MaxMind FILE; repeatable."""
+        try:
+            import_module("hello_listen.geo")
+        except ImportError as error:
+            raise UsageError(f"{error}: pip install maxminddb") from error
+        self._databases.append(path)
+
     def opt_status_host(self, name: str) -> None:
         """Serve --status under this host name, besides localhost and IP addresses; repeatable."""
         self._hostNames.append(name)
@@ -177,6 +187,13 @@ class Options(UsageOptions):
                 raise UsageError("--status-host needs --status")
             hostName = import_module("hello_listen.status.resource").hostName
             self["status-hosts"] = [hostName(name) for name in self._hostNames]
+        if self._databases:
+            if self["status"] is None:
+                raise UsageError("--mmdb needs --status")
+            try:
+                self["places"] = import_module("hello_listen.geo").GeoDatabases(self._databases)
+            except OSError as error:
+                raise UsageError(f"--mmdb: {error.strerror}: {error.filename!r}") from error
         self["connection-log"] = self._openLog(parent, isDaemon)
 
     def _openLog(self, parent: Mapping[str, Any], isDaemon: bool) -> ConnectionLog | None:
@@ -234,11 +251,18 @@ def makeService(options: Options, reactor: Any = None) -> IService:
         def makeSite(service: HelloService) -> StatusSite:
             hosts, reactor = options["status-hosts"], service.reactor
             resource = StatusResource(
-                tally, service, log, hosts, reactor=reactor, notifications=notifications
+                tally,
+                service,
+                log,
+                hosts,
+                reactor=reactor,
+                notifications=notifications,
+                places=options["places"],
             )
             return StatusSite(resource, reactor)
 
         status = options["status"], makeSite
     every = filter(None, [*endpoints, options["status"]])
     warnOfUnserved([number for endpoint in every for number in endpoint.descriptors])
-    return PluginService(HelloFactory(*observers), endpoints, reactor, log, status)
+    factory = HelloFactory(*observers)
+    return PluginService(factory, endpoints, reactor, log, status, options["places"])

@@ -19,6 +19,7 @@ from urllib.parse import quote
 
 import pytest
 
+import geodata
 from browser import Browser, Page
 from crowd import Crowd
 from logs import recorded
@@ -298,6 +299,23 @@ def test_metrics_are_clean(hello: Start) -> None:
     server.stop()
 
 
+def test_countries(hello: Start, tmp_path: Path) -> None:
+    """The page names the country of a client, and SIGHUP takes a new database."""
+    path = geodata.write(tmp_path / "x.mmdb", {"127.0.0.0/8": geodata.country("DE")})
+    server = hello("-e", LOOPBACK, "--status", LOOPBACK, "--mmdb", "x.mmdb", "--mmdb", path)
+    status, port = statusPort(server), server.port()
+    untilEnd(("127.0.0.1", port))
+    until(lambda: ">DE<" in get(status)[1])
+    geodata.write(path, {"127.0.0.0/8": geodata.country("FR")})
+    server.kill(signal.SIGHUP)
+    until(lambda: ">FR<" in get(status)[1])
+    path.write_bytes(b"")
+    server.kill(signal.SIGHUP)
+    server.expect(f"Not reloaded: not a MaxMind database: '{path}'$")
+    assert ">FR<" in get(status)[1]
+    server.stop()
+
+
 @pytest.mark.slow
 def test_prometheus(hello: Start, start: Start, tmp_path: Path) -> None:
     """A Prometheus that scrapes the metrics can tell the rate of connections."""
@@ -437,6 +455,7 @@ def test_looks(hello: Start, show: Open, tmp_path: Path, width: int, scheme: str
     server = hello(
         "-e", LOOPBACK, "-e", f"haproxy:{LOOPBACK}", "-e", "unix:hello.sock",
         "--status", LOOPBACK, "-l", "/dev/full",
+        *("--mmdb", geodata.countries(tmp_path), "--mmdb", geodata.networks(tmp_path)),
     )  # fmt: skip
     status, port, proxied = statusPort(server), server.port(), server.port()
     for number in range(60):
@@ -449,6 +468,7 @@ def test_looks(hello: Start, show: Open, tmp_path: Path, width: int, scheme: str
     curl(f"http://127.0.0.1:{proxied}/")
     until(lambda: get(status, "/healthz")[0] == 503)
     page = show(status, width=width, scheme=scheme)
+    assert "DE AS64500 Example Ltd." in page.evaluate("document.body.innerText")
     assert page.evaluate("document.documentElement.scrollWidth") == width
     assert page.evaluate("document.documentElement.scrollHeight") < 3000
     cut = "each => each.className !== 'hidden' && each.scrollHeight > each.clientHeight + 1"

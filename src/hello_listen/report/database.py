@@ -79,6 +79,4 @@ class Database:
         """Run a query, and yield its rows as tuples. Run no other query until it ends."""
         self.run(query)
         while rows := self._connection.fetchmany(10_000):
-            if self.stopped.is_set():
-                raise duckdb.InterruptException("stopped")
             yield from rows

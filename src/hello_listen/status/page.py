@@ -26,6 +26,9 @@ MAX_ADDRESS = 48
 CLIENTS_SHOWN = 12
 """Upper bound of clients on the page; status.json has more."""
 
+PORTS_SHOWN = 12
+"""Upper bound of server ports on the page; status.json has more."""
+
 LATEST_SHOWN = 15
 """Upper bound of latest connections on the page; status.json has more."""
 
@@ -70,8 +73,9 @@ class _Page(Element):
         since = tags.transparent("connections since ", _time(facts.since, facts.now))
         figures: list[tuple[str, Flattenable, Flattenable]] = [
             ("main", since, f"{facts.connections:,}"),
-            ("", "in the last minute", f"{facts.lastMinute:,}"),
-            ("", "in the last hour", f"{facts.lastHour:,}"),
+            ("", _period("minute", facts.minuteBefore), f"{facts.lastMinute:,}"),
+            ("", _period("hour", facts.hourBefore), f"{facts.lastHour:,}"),
+            ("", _period("day", facts.dayBefore), f"{facts.lastDay:,}"),
             ("", "clients", f"{'≥ ' if facts.others else ''}{facts.distinctClients:,}"),
         ]
         if log is not None:
@@ -122,6 +126,7 @@ class _Page(Element):
         rows: list[dict[str, Flattenable]] = [
             {
                 "client": _truncated(client.name),
+                "place": self._place(client.name),
                 "share": _share(client.connections / facts.connections),
                 "count": f"{'≥ ' if client.missed else ''}{client.connections:,}",
                 "first": _time(client.first, facts.now),
@@ -134,6 +139,7 @@ class _Page(Element):
             rows.append(
                 {
                     "client": "everybody else",
+                    "place": "",
                     "share": _share(rest / facts.connections),
                     "count": f"{rest:,}",
                     "first": "",
@@ -153,6 +159,7 @@ class _Page(Element):
                 {
                     "time": _time(connection.time, self._facts.now),
                     "client": _truncated(addressText(connection.client)),
+                    "place": self._place(connection.identity),
                     "error": tags.span(error, class_="more error") if error else "",
                     "server": _truncated(addressText(connection.server)),
                     "proxy": tags.span(f"via {_truncated(via)}", class_="more") if via else "",
@@ -160,10 +167,39 @@ class _Page(Element):
             )
         return _each(tag, rows) or [_nobody(3)]
 
+    @renderer
+    def ports(self, request: IRequest | None, tag: Tag) -> list[Tag]:
+        """Render a row for each server port with the most connections, and one for all others."""
+        ports = self._snapshot.ports
+        rows = [(_truncated(port), count) for port, count in ports[:PORTS_SHOWN]]
+        if len(ports) > PORTS_SHOWN:
+            rest = sum(count for _, count in ports[PORTS_SHOWN:])
+            rows.append((f"{len(ports) - PORTS_SHOWN} others", rest))
+        total = self._facts.connections or 1
+        return _each(
+            tag,
+            [
+                {"port": port, "share": _share(count / total), "count": f"{count:,}"}
+                for port, count in rows
+            ],
+        ) or [_nobody(2)]
+
+    def _place(self, client: str) -> Flattenable:
+        """Return the country and the network of a client, if either is known."""
+        place = self._snapshot.place(client)
+        known = " ".join(filter(None, (place.country, place.network)))
+        text = known or ("private" if place.isPrivate else "")
+        return tags.span(_truncated(text), class_="more") if text else ""
+
 
 def _each(tag: Tag, rows: Sequence[Mapping[str, Flattenable]]) -> list[Tag]:
     """Return a clone of a tag for each row, with its slots filled."""
     return [tag.clone().fillSlots(**row) for row in rows]
+
+
+def _period(unit: str, before: int | None) -> str:
+    """Return the label of the connections in the last minute, hour or day."""
+    return f"in the last {unit}" + ("" if before is None else f", {before:,} in the one before")
 
 
 def _truncated(text: str) -> str:

@@ -28,6 +28,7 @@ from hello_listen.status.tally import Tally
 
 if TYPE_CHECKING:
     from hello_listen.connection_log import ConnectionLog
+    from hello_listen.geo import GeoDatabases
     from hello_listen.notifications import Notifications
     from hello_listen.service import HelloService
 
@@ -66,6 +67,7 @@ class StatusResource(Resource):
         clock: Callable[[], float] = monotonic,
         reactor: Any = None,
         notifications: Sequence[Notifications] = (),
+        places: GeoDatabases | None = None,
     ) -> None:
         """
         Create the resource.
@@ -78,11 +80,12 @@ class StatusResource(Resource):
         @param reactor: when this reactor starts, each of the service's servers gets a count of its
             own, 0 at first; without it, at the first request.
         @param notifications: the notifications whose deliveries to show.
+        @param places: finds the countries and networks to show, if given.
 
         @raise ValueError: not a host name.
         """
         super().__init__()
-        self.snapshots = Snapshots(tally, service, log, clock, notifications)
+        self.snapshots = Snapshots(tally, service, log, clock, notifications, places)
         if reactor is not None:
             reactor.callWhenRunning(self.snapshots.expectServers)
         self._hosts = {"localhost", *map(hostName, hosts)}

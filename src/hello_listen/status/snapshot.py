@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.interfaces import IAddress
+from twisted.logger import Logger
 
 from hello_listen._addresses import addressText, transportAndType
+from hello_listen._place import NOWHERE, GeoError, Place
 from hello_listen.connection import timestamp
 from hello_listen.status.tally import Facts, Tally
 
 if TYPE_CHECKING:
     from hello_listen.connection_log import ConnectionLog
+    from hello_listen.geo import GeoDatabases
     from hello_listen.notifications import Notifications
     from hello_listen.service import HelloService
+
+_log = Logger(namespace="hello_listen")
 
 MAX_AGE = 0.5
 """Seconds for which a snapshot is cached."""
@@ -87,6 +93,26 @@ class Snapshot:
     notifications: Deliveries | None = None
     """The notifications, if there are any."""
 
+    places: Mapping[str, Place] = field(default_factory=dict)
+    """The places of the clients of C{facts}, if databases of them were given."""
+
+    def place(self, client: str) -> Place:
+        """Return the place of a client, by its identity."""
+        return self.places.get(client, NOWHERE)
+
+    @property
+    def ports(self) -> list[tuple[str, int]]:
+        """
+        The connections to each server port, most first.
+
+        A server without a port, such as a UNIX socket, has its name.
+        """
+        counts: Counter[str] = Counter()
+        for (transport, server, _), count in self.facts.totals.items():
+            isPort = transport in ("tcp", "udp")
+            counts[(server.rpartition(":")[2] if isPort else server) or "unknown"] += count
+        return (+counts).most_common()
+
     @property
     def problems(self) -> list[str]:
         """The problems, as one sentence each."""
@@ -122,6 +148,10 @@ class Snapshot:
             "connections": facts.connections,
             "last_minute": facts.lastMinute,
             "last_hour": facts.lastHour,
+            "last_day": facts.lastDay,
+            "minute_before": facts.minuteBefore,
+            "hour_before": facts.hourBefore,
+            "day_before": facts.dayBefore,
         }
         if log is not None:
             fields |= {
@@ -149,6 +179,7 @@ class Snapshot:
                 }
                 for (transport, server, error), count in facts.totals.items()
             ],
+            "ports": [{"port": port, "connections": count} for port, count in self.ports],
             "minutes": _times(facts.minutes),
             "hours": _times(facts.hours),
             "distinct_clients": facts.distinctClients,
@@ -159,11 +190,15 @@ class Snapshot:
                     "missed": client.missed,
                     "first": timestamp(client.first),
                     "last": timestamp(client.last),
+                    **self.place(client.name).fields(),
                 }
                 for client in facts.clients
             ],
             "others": facts.others,
-            "latest": [connection.fields() for connection in facts.latest],
+            "latest": [
+                connection.fields() | self.place(connection.identity).fields()
+                for connection in facts.latest
+            ],
         }
 
 
@@ -177,6 +212,7 @@ class Snapshots:
         log: ConnectionLog | None = None,
         clock: Callable[[], float] = monotonic,
         notifications: Sequence[Notifications] = (),
+        places: GeoDatabases | None = None,
     ) -> None:
         """
         Take snapshots of a tally, a service and a log.
@@ -186,7 +222,10 @@ class Snapshots:
         @param log: the log that records the connections, if any.
         @param clock: returns seconds of a monotonic clock.
         @param notifications: the notifications whose deliveries to show.
+        @param places: finds the countries and networks to show, if given.
         """
+        self._geo = places
+        self._damage = ""
         self._notifications = notifications
         self._tally = tally
         self._service: Any = service
@@ -225,7 +264,22 @@ class Snapshots:
             0 if self._service is None else self._service.headersWaiting,
             self._counts(facts.connections),
             self._deliveries(),
+            self._places(facts),
         )
+
+    def _places(self, facts: Facts) -> dict[str, Place]:
+        """Return the places of the clients that a snapshot names."""
+        if self._geo is None:
+            return {}
+        names = [client.name for client in facts.clients]
+        names += [connection.identity for connection in facts.latest]
+        try:
+            return {name: self._geo.find(name) for name in names}
+        except GeoError as error:
+            if str(error) != self._damage:
+                self._damage = str(error)
+                _log.error("No countries and networks are shown: {reason}", reason=self._damage)
+            return {}
 
     def _deliveries(self) -> Deliveries | None:
         """Return what became of the messages."""

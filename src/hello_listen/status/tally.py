@@ -34,6 +34,9 @@ LATE_MARGIN = 10
 """Counts of seconds and of minutes kept beyond the longest period shown, as a connection behind a
 proxy is counted up to 5 seconds after it was accepted."""
 
+DAY = 24 * 60
+"""Minutes of a day."""
+
 _count = attrgetter("connections")
 
 
@@ -88,6 +91,18 @@ class Facts:
 
     lastHour: int
     """Connections in the last 60 minutes."""
+
+    lastDay: int
+    """Connections in the last 24 hours, to the minute."""
+
+    minuteBefore: int | None
+    """Connections in the 60 seconds before the last; L{None} if the counting began in them."""
+
+    hourBefore: int | None
+    """Connections in the 60 minutes before the last; L{None} if the counting began in them."""
+
+    dayBefore: int | None
+    """Connections in the 24 hours before the last; L{None} if the counting began in them."""
 
     minutes: list[tuple[int, int]]
     """The start of each of the last 60 minutes, from C{since} on, and its connections."""
@@ -175,14 +190,24 @@ class Tally:
         minutes = [
             (60 * m, self._minutes.get(m, 0)) for m in range(max(first, minute - 59), minute + 1)
         ]
+
+        def before(counts: dict[int, int], last: int, period: int, unit: int) -> int | None:
+            """Return the connections of the period before the last, if all of it was counted."""
+            isCounted = self._since // unit <= last - 2 * period + 1
+            return _sum(counts, last - period, period) if isCounted else None
+
         return Facts(
             now=now,
             since=self._since,
             connections=self._connections,
             totals=dict(self._totals),
             lastTimes=dict(self._lastTimes),
-            lastMinute=sum(self._seconds.get(s, 0) for s in range(second - 59, second + 1)),
-            lastHour=sum(count for _, count in minutes),
+            lastMinute=_sum(self._seconds, second, 60),
+            lastHour=_sum(self._minutes, minute, 60),
+            lastDay=_sum(self._minutes, minute, DAY),
+            minuteBefore=before(self._seconds, second, 60, 1),
+            hourBefore=before(self._minutes, minute, 60, 60),
+            dayBefore=before(self._minutes, minute, DAY, 60),
             minutes=minutes,
             hours=[
                 (3600 * h, sum(self._minutes.get(m, 0) for m in range(60 * h, 60 * h + 60)))
@@ -230,8 +255,8 @@ class Tally:
         """Add to the connections, and to those of a second and of its minute."""
         self._connections += count
         for counts, key, most in (
-            (self._seconds, second, 60 + LATE_MARGIN),
-            (self._minutes, second // 60, 24 * 60 + LATE_MARGIN),
+            (self._seconds, second, 2 * 60 + LATE_MARGIN),
+            (self._minutes, second // 60, 2 * DAY + LATE_MARGIN),
         ):
             counts[key] = counts.get(key, 0) + count
             if len(counts) > most:
@@ -280,3 +305,8 @@ class Tally:
             if half and client.connections + client.missed <= self._missed:
                 del self._clients[client.name]
                 half -= 1
+
+
+def _sum(counts: dict[int, int], last: int, period: int) -> int:
+    """Return the connections of a period, whose last second or minute is given."""
+    return sum(counts.get(each, 0) for each in range(last - period + 1, last + 1))
