@@ -52,7 +52,8 @@ class InPlaceTransport:
         @param connection: the accepted socket.
         @param peer: the address of the client.
         @param host: the address that the client reached.
-        @param adopt: hands the connection to the reactor, which connects another protocol to it.
+        @param adopt: hands the connection to the reactor, which connects a given protocol to it:
+            one that relays to C{protocol}.
         """
         self.protocol: Protocol | None = protocol
         self._connection = connection

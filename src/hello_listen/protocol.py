@@ -32,8 +32,10 @@ class HelloProtocol(Protocol):
 
     L{HelloFactory.buildProtocol} makes one for each connection. Behind C{haproxy:}, it does so once
     the PROXY header is whole, and C{transport.getPeer()} is the client that the header names.
-    L{HelloEndpoint} connects this class to an L{InPlaceTransport}, which hands the connection over
-    to the reactor for all that it cannot do itself. Subclasses get the reactor's own transport.
+    Over plain TCP and UNIX sockets, L{HelloEndpoint} connects this class to an
+    L{InPlaceTransport}, which hands the connection over to the reactor for all that it cannot do
+    itself. Subclasses, and any class over TLS, get the reactor's own transport; behind
+    C{haproxy:}, a wrapper of it.
     """
 
     factory: HelloFactory

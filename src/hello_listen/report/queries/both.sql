@@ -1,4 +1,4 @@
--- The number of sequence numbers of each run with a record that a gap record covers too.
+-- For each run: how many sequence numbers have a record although a gap record covers them.
 WITH loss AS (
     SELECT id, low, max(high) OVER (PARTITION BY id ORDER BY low) AS reach
     FROM record WHERE kind = 'loss' AND low IS NOT NULL
