@@ -6,6 +6,7 @@ import email
 import email.policy
 import json
 import re
+import shlex
 import socket
 from collections.abc import Iterator
 from email.message import EmailMessage
@@ -18,7 +19,19 @@ from typing import Any
 import pytest
 from aiosmtpd.controller import Controller
 
-from processes import LOOPBACK, PATIENCE, Start, curl, freePort, load, slow, untilEnd
+from processes import (
+    DEPLOY,
+    LOOPBACK,
+    PATIENCE,
+    SCRIPTS,
+    Start,
+    curl,
+    freePort,
+    load,
+    run,
+    slow,
+    untilEnd,
+)
 
 pytestmark = pytest.mark.unix
 
@@ -108,6 +121,17 @@ def test_touch(hello: Start, pager: Pager, tmp_path: Path) -> None:
     assert re.fullmatch(many, pager.get())
     assert pager.got.empty()
     assert "otif" not in said
+
+
+def test_test_message(pager: Pager, tmp_path: Path) -> None:
+    """The handbook's command sends a test message to every URL, also to those with tags."""
+    with pager.write(tmp_path).open("a") as file:
+        file.write(f"phone=json://127.0.0.1:{pager.server_port}/\n")
+    command = re.search(r"`(apprise .*--title test .*)`", (DEPLOY / "README.md").read_text())
+    assert command is not None
+    result = run(*shlex.split(f"{SCRIPTS}/{command[1]}"), cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert [pager.get(), pager.get()] == ["test", "test"]
 
 
 @pytest.mark.parametrize(
