@@ -128,6 +128,8 @@ FILES = [
     ("json://localhost/\n!hunter2\n", "line 2 of"),
     ("hunter2", "line 1 of"),
     ("urls:\n  - json://localhost\n  - bogus://hunter2\n", "entry 2 of"),
+    ("urls:\n  - json://localhost\n  bad: : hunter2\n", "line 3 of"),
+    ("urls:\n  - 'json://hunter2\n", "line 3 of"),
     ("include hunter2.txt\njson://localhost/\n", "all of"),
     ("# nothing\n", "no Apprise URL in"),
     ("", "no Apprise URL in"),

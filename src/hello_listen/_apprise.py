@@ -18,8 +18,13 @@ from hello_listen.notifications import SendError
 
 _STATUS = re.compile(r"\berror=(\d{3})\b")
 
-_PLACE = re.compile(r"\b(?:on|based on) line (\d+)\b|\bentry #(\d+)\b")
-"""Where Apprise says that a configuration is wrong, at the end of a text that may hold a secret."""
+_PLACE = re.compile(
+    r'\bon line (\d+)\b|\bentry #(\d+)\b|(?s:\AYAML Exception:.*", line (\d+), column )'
+)
+"""
+Where Apprise says that a configuration is wrong, at the end of a text that may hold a secret. Of
+the lines that PyYAML names, the last is the place; those before are its context.
+"""
 
 _RETRY_AFTER = re.compile(r"retry[ _-]?after(_ms)?\W{0,5}(\d{1,9})\b", re.IGNORECASE)
 """How Apprise, or an answer that it logs, says when to try again."""
@@ -92,8 +97,8 @@ def services(place: str) -> list[Service]:
     for record in records:
         match = _PLACE.search(record.getMessage())
         if match and not str(record.msg).startswith("Load"):
-            line, entry = match.groups()
-            where = f"line {line}" if line else f"entry {entry}"
+            line, entry, yaml = match.groups()
+            where = f"entry {entry}" if entry else f"line {line or yaml}"
             raise UsageError(f"--notify: Apprise does not understand {where} of {place!r}")
     if not loaded:
         raise UsageError(f"--notify: no Apprise URL in {place!r}")
