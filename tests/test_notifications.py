@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress
 from twisted.internet.stdio import PipeAddress
 from twisted.logger import capturedLogs
@@ -213,7 +214,13 @@ def test_details() -> None:
     [
         (v4(1), "10.0.0.1"),
         (IPv6Address("TCP", "fe80::1%eth0", 1), "fe80::1%eth0"),
+        (IPv6Address("TCP", "fe80::1%eth0.100", 1), "fe80::1%eth0.100"),
+        (IPv6Address("TCP", "fe80::1%evil.example", 1), "fe80::1%evil?example"),
+        (IPv4Address("TCP", "facade.cafe", 1), "facade?cafe"),
+        (IPv4Address("TCP", "bad:1:bed", 1), "bad?1?bed"),
         (UNIXAddress("/run/a b"), "unix:/run/a?b"),
+        (UNIXAddress("/run/_a_b*"), "unix:/run/?a?b?"),
+        (UNIXAddress("/run/v1.2.de"), "unix:/run/v1.2?de"),
         (
             UNIXAddress("\n<b>@everyone`*http://evil.example"),
             "unix:?n?b??everyone??http?//evil?example",
@@ -256,6 +263,7 @@ def test_any_name(name: str, error: str) -> None:
         (OSError("https://hooks.example/secret"), "OSError"),
         (SystemExit("secret"), "SystemExit"),
         (False, "refused"),
+        (Deferred(), "send returned an awaitable; it must block"),
     ],
 )
 def test_failure(failure: object, reason: str) -> None:
@@ -385,15 +393,51 @@ def test_idle() -> None:
     receiver.close()
 
 
+@pytest.mark.usefixtures("quick")
+def test_opened_while_a_call_waits() -> None:
+    """A call that outlasts a stop delays later messages, and changes none of their counts."""
+    hold = Event()
+    receiver = Receiver(hold)
+    receiver.connect(v4(1))
+    receiver.get()
+    receiver.notifications.close()
+    receiver.reactor.advance(5.1)
+    receiver.notifications.open()
+    receiver.connect(v4(2))
+    assert receiver.notifications.waiting == 1
+    assert receiver.calls.empty()
+    hold.set()
+    assert receiver.get().startswith("1 new client, 1 connection ")
+    assert receiver.close() == []
+    assert len(receiver.delivered) == 2
+    assert receiver.notifications.delivered == 1
+
+
+@pytest.mark.parametrize("host", ["web01.example.org", "a_b", "a\nb"])
+def test_host(host: str) -> None:
+    """The title has the host's whole name, without what could be markup."""
+    titles: Queue[str] = Queue()
+    notifications = Notifications(lambda title, text: titles.put(title), host=host)
+    notifications(Connection(NOON, v4(1), PORT))
+    name = re.sub("[_\n]", "?", host)
+    assert titles.get(timeout=20) == f"hello-listen on {name}: 1 new client"
+
+
 def test_defaults() -> None:
     """Any callable will do, without a name; the reactor and the host are this machine's."""
     got: Queue[str] = Queue()
     notifications = Notifications(lambda title, text: got.put(title))
     notifications(Connection(NOON, v4(1), PORT))
-    assert re.fullmatch(r"hello-listen on [\w?/-]+: 1 new client", got.get(timeout=20))
+    assert re.fullmatch(r"hello-listen on [\w.?-]+: 1 new client", got.get(timeout=20))
     assert notifications._by() == ""
     with pytest.raises(TypeError, match="not callable: 3"):
         Notifications(3)  # type: ignore[arg-type]
+
+    async def send(title: str, text: str) -> None:
+        """Never run."""
+
+    with pytest.raises(TypeError, match="a coroutine function"):
+        Notifications(send)
     with pytest.raises(ValueError, match="not a network"):
         Notifications(print, ["x"])
 

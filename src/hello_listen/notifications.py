@@ -6,8 +6,11 @@ import re
 import socket
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from datetime import datetime, timezone
 from heapq import nlargest
+from inspect import isawaitable, iscoroutinefunction
+from ipaddress import ip_interface
 from threading import Event, Lock, Thread
 from time import monotonic, time
 from typing import Any
@@ -51,8 +54,6 @@ MAX_DETAILS = 3
 
 MAX_NAME = 48
 """Upper bound of a socket's name in a message, in characters."""
-
-_IP = re.compile(r"[0-9A-Fa-f]*[.:][0-9A-Fa-f.:]*(%[A-Za-z0-9-]+)?(/64)?")
 
 _log = Logger(namespace="hello_listen")
 
@@ -201,17 +202,20 @@ class Notifications:
         @param host: the machine's name in the title; by default its host name.
 
         @raise ValueError: a text is not a network.
-        @raise TypeError: C{send} is not callable.
+        @raise TypeError: C{send} is not callable, or is a coroutine function.
         """
         if not callable(send):
             raise TypeError(f"not callable: {send!r}")
+        if iscoroutinefunction(send):
+            raise TypeError(f"a coroutine function, which a thread cannot call: {send!r}")
         if reactor is None:
             from twisted.internet import reactor
         self.name = name
         self._send = send
         self._networks = ListedNetworks(networks)
         self._reactor = reactor
-        self._host = _harmless(socket.gethostname() if host is None else host)
+        self._host = _harmless(socket.gethostname() if host is None else host, ".")
+        self._thread: Thread | None = None
         self._begin()
 
     def _begin(self) -> None:
@@ -219,7 +223,7 @@ class Notifications:
         self.delivered = self.failed = 0
         self.lastDelivered: float | None = None
         self.failing: str | None = None
-        self._thread: Thread | None = None
+        self._previous, self._thread = self._thread, None
         self._wake = Event()
         self._closing = Event()
         self._givenUp = Event()
@@ -293,13 +297,16 @@ class Notifications:
 
     def _start(self) -> None:
         """Start the thread, which does not delay the end of the process."""
-        thread = Thread(target=self._run, name="notifications", daemon=True)
+        own = self._closed, self._givenUp, self._previous
+        thread = Thread(target=self._run, args=own, name="notifications", daemon=True)
         thread.start()
         self._thread = thread
 
-    def _run(self) -> None:
-        """Send messages until this is closed and nothing is left."""
-        while not self._givenUp.is_set():
+    def _run(self, closed: Deferred[None], givenUp: Event, previous: Thread | None) -> None:
+        """Send messages until this is closed and nothing is left, or it is given up."""
+        if previous is not None:
+            previous.join()  # It may have been given up during a call that still waits.
+        while not givenUp.is_set():
             news = self._take()
             if news is None:
                 if self._closing.is_set():
@@ -307,9 +314,10 @@ class Notifications:
                 self._wake.wait()
                 self._wake.clear()
                 continue
-            self._deliver(news)
-            waitFor(self._closing, MESSAGE_INTERVAL)
-        self._reactor.callFromThread(self._end)
+            self._deliver(news, givenUp)
+            if not givenUp.is_set():
+                waitFor(self._closing, MESSAGE_INTERVAL)
+        self._reactor.callFromThread(_end, closed)
 
     def _take(self) -> _News | None:
         """Return what the next message counts, and count anew; None if nobody is new."""
@@ -322,17 +330,17 @@ class Notifications:
             self._sending, self._news = news, _News(time())
             return news
 
-    def _deliver(self, news: _News) -> None:
+    def _deliver(self, news: _News, givenUp: Event) -> None:
         """Send a message, with what comes meanwhile, until it is delivered or given up."""
         pause = MIN_RETRY_INTERVAL
-        while not self._givenUp.is_set():
+        while not givenUp.is_set():
             title = f"hello-listen on {self._host}: {news.title()}"
-            retryAfter = self._try(title, news.text())
+            retryAfter = self._try(title, news.text(), givenUp)
             if retryAfter is None:
                 return
             wait = max(pause, min(retryAfter, MAX_RETRY_AFTER))
             if self._closing.is_set():
-                waitFor(self._givenUp, MIN_RETRY_INTERVAL)
+                waitFor(givenUp, MIN_RETRY_INTERVAL)
             else:
                 waitFor(self._closing, wait)
             pause = min(2 * pause, MAX_RETRY_INTERVAL)
@@ -340,16 +348,20 @@ class Notifications:
                 news.merge(self._news)
                 self._news = _News(time())
 
-    def _try(self, title: str, text: str) -> float | None:
-        """Send a message once. Return None if it was delivered, else seconds to wait at least."""
+    def _try(self, title: str, text: str, givenUp: Event) -> float | None:
+        """Send a message once. Return seconds to wait before a retry, or None without one."""
         retryAfter = 0.0
         try:
             result = self._send(title, text)
             reason = "refused" if result is not None and not result else None
+            if isawaitable(result):
+                reason = "send returned an awaitable; it must block"
         except SendError as error:
             reason, retryAfter = asciiText(str(error)), error.retryAfter or 0.0
         except BaseException as error:  # The thread must survive it; its text may hold a secret.
             reason = type(error).__name__
+        if givenUp.is_set():
+            return None  # The log has counted its clients, and L{open} may have begun anew.
         if reason is None:
             self._recover()
             return None
@@ -381,11 +393,6 @@ class Notifications:
         """Return the number of new clients that no delivered message counts."""
         return sum(news.newClients for news in (self._sending, self._news) if news is not None)
 
-    def _end(self) -> None:
-        """Fire the Deferred that L{close} returned, unless it has timed out."""
-        if not self._closed.called:
-            self._closed.callback(None)
-
     def _finish(self, result: object) -> None:
         """Log how many new clients no delivered message counts."""
         self._givenUp.set()
@@ -398,6 +405,12 @@ class Notifications:
             )
 
 
+def _end(closed: Deferred[None]) -> None:
+    """Fire the Deferred that L{Notifications.close} returned, unless it has timed out."""
+    if not closed.called:
+        closed.callback(None)
+
+
 def _describe(key: str, client: _Client) -> str:
     """Return a client's name and counts."""
     details = [str(client.connections)]
@@ -406,7 +419,7 @@ def _describe(key: str, client: _Client) -> str:
         more = " and others" if len(client.ports) > MAX_DETAILS else ""
         details.append(f"port{'s' * (len(ports) > 1)} {' '.join(map(str, ports))}{more}")
     if client.errors:
-        details.append(f"error {' '.join(map(_harmless, client.errors[:MAX_DETAILS]))}")
+        details.append(f"error {' '.join(_harmless(e, '_') for e in client.errors[:MAX_DETAILS])}")
     if not client.isNew:
         details.append("not new")
     return f"{_name(key)} ({', '.join(details)})"
@@ -414,18 +427,20 @@ def _describe(key: str, client: _Client) -> str:
 
 def _name(key: str) -> str:
     """Return a client's identity without anything that a service could take for markup."""
-    if _IP.fullmatch(key):
-        return key
+    host, percent, zone = key.partition("%")
+    with suppress(ValueError):
+        ip_interface(host)
+        return f"{host}{percent}{_harmless(zone)}"
     transport, colon, name = key.partition(":")
     if colon and transport in ("unix", "pipe"):
         return f"{transport}:{_harmless(name)}"
     return _harmless(key)
 
 
-def _harmless(text: str) -> str:
-    """Replace all but letters, digits, slash, hyphen and underscore; truncate."""
-    # A dot could make a name a link, an at sign a mention, a colon an emoji.
-    return re.sub(r"[^A-Za-z0-9/_-]", "?", text)[:MAX_NAME]
+def _harmless(text: str, allowed: str = "/") -> str:
+    """Replace all but letters, digits, hyphens, dots before digits, and C{allowed}; truncate."""
+    # A dot could make a name a link, an at sign a mention, a colon an emoji, an underscore italics.
+    return re.sub(rf"(?!\.\d)[^A-Za-z0-9{allowed}-]", "?", text, flags=re.ASCII)[:MAX_NAME]
 
 
 def _count(count: int, what: str) -> str:
