@@ -16,7 +16,7 @@ from asked import answer, run
 from hello_listen.report.inputs import Input
 from written import Run, write
 
-pytest.importorskip("duckdb")
+duckdb = pytest.importorskip("duckdb")
 reading = importlib.import_module("hello_listen.report.reading")
 
 GOOD = Run("f" * 12).connection().connection().close()
@@ -326,6 +326,15 @@ def test_idle_pipe() -> None:
 
 
 @pytest.mark.unix
+def test_stopped_database(tmp_path: Path) -> None:
+    """After an interrupt, no further query runs."""
+    database = reading.Database(str(tmp_path))
+    database.stop()
+    with pytest.raises(duckdb.InterruptException):
+        database.run("tables")
+    database.close()
+
+
 def test_standard_input(log: Path) -> None:
     """Standard input may be a file, or closed, which is no empty log."""
     expected = answer(log)
