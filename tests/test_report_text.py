@@ -518,3 +518,47 @@ def test_places_without_times(log: Path, tmp_path: Path) -> None:
     write(log, Run(None).connection("198.51.100.7", timestamp=None))
     [country] = answer(log, "--mmdb", geodata.countries(tmp_path))["countries"]
     assert (country["connections"], country["first"], country["last"]) == (1, None, None)
+
+
+def test_ports_of_summaries(log: Path) -> None:
+    """The ports that a summary names count; a forged one names no more than it counts."""
+    process = Run()
+    process.summary(5, "192.0.2.7", **{"server.port": 23})
+    process.summary(9, "192.0.2.7", **{"server.ports": {"80": 4, "23": 3}})
+    process.summary(4, "192.0.2.8", **{"server.ports": {"80": 3, "443": 1}})
+    for forged in ({"80": 9, "x": 1}, {"80": -1}, {"80": "x"}, {}, "80", [80], {"x": 1}):
+        process.summary(2, "192.0.2.9", **{"server.ports": forged})
+    _, out, _ = run(write(log, process.close()))
+    assert [row[:3] for row in tables(out)["server port"]] == [
+        ["unknown", "16", "2"], ["23", "8", "1"], ["80", "7", "2"], ["443", "1", "1"],
+    ]  # fmt: skip
+    found = answer(log)
+    ports = {c["client.address"]: (c["connections"], c["server.ports"]) for c in found["clients"]}
+    assert ports == {
+        "192.0.2.7": (14, [23, 80]),
+        "192.0.2.8": (4, [80, 443]),
+        "192.0.2.9": (14, []),
+    }
+    assert found["connections"] == 32
+
+
+def test_ports_of_real_summaries(log: Path) -> None:
+    """The report counts by port what the summaries of a real scan have in all."""
+    records: list[Any] = []
+    summaries = Summaries(records.append, 0, reactor=Clock())
+    for port in range(1, 100):
+        for _ in range(100 - port):
+            server = IPv4Address("TCP", "192.0.2.1", port)
+            summaries(Connection(0, IPv4Address("TCP", "192.0.2.7", 1), server))
+    summaries.close()
+    [summary] = records
+    assert summary.count == 4950
+    process = Run()
+    fields = {n: v for n, v in summary.fields().items() if n.startswith("server.")}
+    process.summary(4950, **fields)
+    servers = answer(write(log, process.close()))["servers"]
+    assert sum(each["connections"] for each in servers) == 4950
+    assert {each["server.port"]: each["connections"] for each in servers} == {
+        None: sum(range(1, 90)),
+        **{port: 100 - port for port in range(1, 11)},
+    }

@@ -151,9 +151,9 @@ def test_probes() -> None:
     assert fed.take() == [probe, probe, other]
     fed.clock.advance(SUMMARY_PERIOD)
     assert fed.got == [
-        Summary(2, 0, 0, "10.0.0.1", "tcp", "ipv4"),
-        Summary(3, 0, 0, "10.0.0.1", "tcp", "ipv4", "proxy_header_incomplete"),
-        Summary(4, 0, 0, "10.0.0.1", "tcp", "ipv4", "proxy_not_trusted"),
+        Summary(2, 0, 0, "10.0.0.1", "tcp", "ipv4", ports={7878: 2}),
+        Summary(3, 0, 0, "10.0.0.1", "tcp", "ipv4", "proxy_header_incomplete", {7878: 3}),
+        Summary(4, 0, 0, "10.0.0.1", "tcp", "ipv4", "proxy_not_trusted", {7878: 4}),
     ]
 
 
@@ -234,7 +234,7 @@ def test_clients(
     connection, summary = fed.got
     assert isinstance(connection, Connection)
     assert isinstance(summary, Summary)
-    assert summary == Summary(1, 0, 0, address, transport, networkType)
+    assert summary == Summary(1, 0, 0, address, transport, networkType, ports={7878: 1})
 
 
 def test_clients_that_look_alike() -> None:
@@ -276,7 +276,7 @@ def test_two_transports_of_a_client() -> None:
     for transport in ("TCP", "UDP", "TCP"):
         fed.feed(IPv4Address(transport, "192.0.2.7", 1))  # type: ignore[arg-type]
     fed.clock.advance(SUMMARY_PERIOD)
-    assert fed.got == [Summary(3, 0, 0, "192.0.2.7", None, "ipv4")]
+    assert fed.got == [Summary(3, 0, 0, "192.0.2.7", None, "ipv4", ports={7878: 3})]
 
 
 def test_too_many_clients(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,7 +313,7 @@ def test_close() -> None:
     results: list[object] = []
     summaries.close().addCallback(results.append)
     assert results == ["closed"]
-    assert closed == [[Summary(1, 5, 5, "192.0.2.7", "tcp", "ipv4")]]
+    assert closed == [[Summary(1, 5, 5, "192.0.2.7", "tcp", "ipv4", ports={7878: 1})]]
     Summaries(logConnection, 1, reactor=Clock()).close().addCallback(results.append)
     assert results == ["closed", None]
 
@@ -333,7 +333,8 @@ def test_observer_that_fails() -> None:
         summaries.close()
     assert len(got) == 2
     assert texts(events) == [
-        f"Observer failed for: Connections summarized: 1 from 192.0.2.{n} in 1 s" for n in (7, 8)
+        f"Observer failed for: Connections summarized: 1 from 192.0.2.{n} to port 7878 in 1 s"
+        for n in (7, 8)
     ]
 
 
@@ -373,6 +374,12 @@ def test_bad_network(text: str, reason: str) -> None:
         (Summary(2, 1, 1.5, "/☃", "unix", None), r"2 from unix:/\u2603 in 1 s"),
         (Summary(7, 1, 9, None, None, None), "7 in 8 s"),
         (Summary(7, 1, 9, None, None, None, "failed"), "7 in 8 s (failed)"),
+        (Summary(7, 1, 9, None, None, None, ports={22: 7}), "7 to port 22 in 8 s"),
+        (Summary(7, 1, 9, None, None, None, ports={22: 6}), "7 to port 22 (6), others (1) in 8 s"),
+        (
+            Summary(7, 1, 9, None, None, None, ports={23: 3, 80: 1, 22: 3}),
+            "7 to port 22 (3), 23 (3), 80 (1) in 8 s",
+        ),
     ],
 )
 def test_text(summary: Summary, text: str) -> None:
@@ -426,6 +433,59 @@ def test_nothing_is_lost(
         assert max(Counter(map(str, (c.client for c in passedOn))).values(), default=0) <= (
             perClient * (1 + sum(wait for *_, wait in fed) // SUMMARY_PERIOD)
         )
+
+
+def test_ports() -> None:
+    """A summary has the server port, or the ten that came most and the rest of its count."""
+    fed, client = Fed(0), v4("192.0.2.7")
+    fed.feed(client, 3)
+    fed.feed(v4("192.0.2.8"), 1)
+    fed.feed(v4("192.0.2.8"), 2, server=IPv4Address("TCP", "192.0.2.9", 23))
+    fed.feed(v4("192.0.2.9"), server=UNIXAddress(b"/run/hello"))
+    for port in range(1, 13):
+        fed.feed(v6("2001:db8::1"), port, server=IPv6Address("TCP", "::1", port))
+    fed.clock.advance(SUMMARY_PERIOD)
+    one, two, none, many = (each.fields() for each in fed.got)
+    assert one["server.port"] == 7878
+    assert not {"server.ports", "server.ports.others"} & one.keys()
+    assert (two["server.ports"], two["server.ports.others"]) == ({"23": 2, "7878": 1}, 0)
+    assert not [name for name in none if name.startswith("server.")]
+    assert list(many["server.ports"].items()) == [(str(n), n) for n in range(12, 2, -1)]
+    assert many["server.ports.others"] == 3
+    assert "server.port" not in two.keys() | many.keys()
+
+
+def test_scan() -> None:
+    """A scan of all ports is one summary of bounded memory; a port that comes often is found."""
+    fed, client = Fed(0), v4("192.0.2.7")
+    for port in range(65_536):
+        fed.feed(client, server=IPv4Address("TCP", "192.0.2.1", port))
+        if port > 60_000 and port % 5 == 0:
+            fed.feed(client, server=IPv4Address("TCP", "192.0.2.1", 22))
+    fed.clock.advance(SUMMARY_PERIOD)
+    [summary] = fed.got
+    assert isinstance(summary, Summary)
+    assert summary.count == 65_536 + 1107
+    assert len(summary.ports) <= module.MAX_PORTS
+    fields = summary.fields()
+    assert len(fields["server.ports"]) == 10
+    assert next(iter(fields["server.ports"].items())) == ("22", 1107)
+    assert sum(fields["server.ports"].values()) + fields["server.ports.others"] == summary.count
+
+
+@given(st.lists(st.sampled_from([*range(40), *[41, 42] * 20]), min_size=1))
+def test_ports_are_never_overstated(ports: list[int]) -> None:
+    """A port has at most its connections, and exactly these if there are few ports."""
+    fed = Fed(0)
+    for port in ports:
+        fed.feed(v4("192.0.2.7"), server=IPv4Address("TCP", "192.0.2.1", port))
+    fed.clock.advance(SUMMARY_PERIOD)
+    [summary] = fed.got
+    counts = Counter(ports)
+    assert isinstance(summary, Summary)
+    assert all(count <= counts[port] for port, count in summary.ports.items())
+    if len(counts) <= module.MAX_PORTS:
+        assert summary.ports == counts
 
 
 def test_no_negative_number() -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import lru_cache
 from json import dumps
 from math import ceil
 from time import time
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from twisted.internet.address import IPv4Address
 from twisted.internet.interfaces import IAddress
@@ -22,6 +22,9 @@ from hello_listen._addresses import (
     hostAndPort,
     transportAndType,
 )
+
+TOP_PORTS = 10
+"""Upper bound of the server ports that the record of a L{Summary} names."""
 
 CONNECTION_MESSAGE = "Connection established!"
 SUMMARY_MESSAGE = "Connections summarized"
@@ -220,6 +223,7 @@ class Summary:
     @ivar transport: C{tcp}, C{udp}, C{unix} or C{pipe}; L{None} if the connections differ.
     @ivar networkType: C{ipv4} or C{ipv6}; L{None} for others, and if the connections differ.
     @ivar error: the kind of error (C{error.type}) of each connection, or L{None}.
+    @ivar ports: the connections to each server port that is counted apart; others have none.
     """
 
     count: int
@@ -229,15 +233,28 @@ class Summary:
     transport: str | None
     networkType: str | None
     error: str | None = None
+    ports: dict[int, int] = field(default_factory=dict)
 
     @property
     def identity(self) -> str:
         """The client's L{clientIdentity}; C{""} for several clients."""
         return clientIdentity(self.transport, self.clientAddress)
 
-    def fields(self) -> dict[str, str | int]:
-        """Return the fields under the connection log's names, without those that are unknown."""
-        fields: dict[str, str | int | None] = {
+    @property
+    def topPorts(self) -> dict[int, int]:
+        """The ports with the most connections, most first, and how many connections each has."""
+        # Those of one count are in order, as a scan has thousands.
+        return dict(sorted(self.ports.items(), key=lambda each: (-each[1], each[0]))[:TOP_PORTS])
+
+    def fields(self) -> dict[str, Any]:
+        """
+        Return the fields under the connection log's names, without those that are unknown.
+
+        C{server.port} is the port of all connections. If there are several ports,
+        C{server.ports} has the connections of those with the most, and C{server.ports.others} is
+        the number of connections to others.
+        """
+        fields: dict[str, Any] = {
             "timestamp": timestamp(time()),
             "message": SUMMARY_MESSAGE,
             "count": self.count,
@@ -248,7 +265,14 @@ class Summary:
             "client.address": self.clientAddress,
             "error.type": self.error,
         }
-        return withoutNone(fields)
+        ports = self.topPorts
+        others = self.count - sum(ports.values())
+        if len(ports) == 1 and not others:
+            [fields["server.port"]] = ports
+        elif ports:
+            fields["server.ports"] = {str(port): count for port, count in ports.items()}
+            fields["server.ports.others"] = others
+        return {name: value for name, value in fields.items() if value is not None}
 
     def json(self) -> str:
         """Return the fields as one line of ASCII JSON, without its end."""
@@ -259,8 +283,19 @@ class Summary:
         text = f"{SUMMARY_MESSAGE}: {self.count}"
         if self.identity:
             text += f" from {asciiText(self.identity)}"
+        if self.ports:
+            text += f" to port {self._portsText()}"
         text += f" in {ceil(self.last - self.first) or 1} s"
         return f"{text} ({self.error})" if self.error else text
+
+    def _portsText(self) -> str:
+        """Return the ports, with their connections if there are several."""
+        ports = self.topPorts
+        others = self.count - sum(ports.values())
+        if len(ports) == 1 and not others:
+            return str(*ports)
+        texts = [f"{port} ({count})" for port, count in ports.items()]
+        return ", ".join([*texts, f"others ({others})"] if others else texts)
 
 
 def withoutNone(fields: dict[str, str | int | None]) -> dict[str, str | int]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from functools import lru_cache
+from heapq import nlargest
+from operator import itemgetter
 from typing import Any
 
 from twisted.internet.address import IPv4Address, IPv6Address
@@ -14,13 +16,17 @@ from hello_listen._addresses import addressIdentity, transportAndType
 from hello_listen._clock import monotonicClock
 from hello_listen._networks import Networks
 from hello_listen._observing import Observer, ObserverCalls, checkObserver
-from hello_listen.connection import Connection, Summary
+from hello_listen.connection import TOP_PORTS, Connection, Summary
 
 SUMMARY_PERIOD = 60.0
 """Seconds that a summary covers at most."""
 
 MAX_COUNTED_CLIENTS = 10_000
 """Clients that are counted apart in a period; all others share a summary for each error."""
+
+MAX_PORTS = 32
+"""Server ports of a client that are counted apart; one more leaves those with the most
+connections. So a scan of all ports takes no more memory, and a port that comes often is found."""
 
 PROBE_ERRORS = ("proxy_header_incomplete", "proxy_not_trusted")
 """Errors of TCP health checks, if not a byte was received: summarized like other connections."""
@@ -126,6 +132,12 @@ class Summaries:
         elif summary.transport != transport:  # A PROXY header may say UDP.
             summary.transport = None
         summary.count += 1
+        port = connection.serverPort
+        if port is not None:
+            summary.ports[port] = summary.ports.get(port, 0) + 1
+            if len(summary.ports) > MAX_PORTS:
+                most = nlargest(TOP_PORTS, summary.ports.items(), key=itemgetter(1))
+                summary.ports = dict(most)
         summary.first = min(summary.first, time)
         summary.last = max(summary.last, time)
 

@@ -12,7 +12,11 @@ INSERT INTO record SELECT
     CASE WHEN "sequence.first" BETWEEN 1 AND "sequence.last" THEN "sequence.first" END AS low,
     CASE WHEN low IS NOT NULL OR kind = 'closed' THEN "sequence.last" END,
     "count", connections, recorded, summarized, lost, "client.address", "network.transport",
-    "server.port", CASE WHEN "server.port" IS NULL THEN "server.address" END, "error.type",
+    "server.port",
+    -- Forged records could otherwise name more connections than they count.
+    CASE WHEN list_sum(map_values("server.ports")) <= "count"
+        AND list_min(map_values("server.ports")) > 0 THEN "server.ports" END,
+    CASE WHEN "server.port" IS NULL THEN "server.address" END, "error.type",
     coalesce(sane("timestamp.first"), sane("timestamp")) AS since,
     sane("timestamp.last"),
     CASE WHEN since < $since::TIMESTAMP OR since >= $until::TIMESTAMP THEN NULL
@@ -26,6 +30,6 @@ FROM read_json($files, format = 'newline_delimited', compression = 'uncompressed
     'process.start_ticks': 'BIGINT', 'sequence': 'BIGINT', 'sequence.first': 'BIGINT',
     'sequence.last': 'BIGINT', 'count': 'BIGINT', 'connections': 'BIGINT',
     'recorded': 'BIGINT', 'summarized': 'BIGINT', 'lost': 'BIGINT', 'client.address': 'VARCHAR',
-    'network.transport': 'VARCHAR', 'server.port': 'BIGINT', 'server.address': 'VARCHAR',
+    'network.transport': 'VARCHAR', 'server.port': 'BIGINT', 'server.ports': 'MAP(VARCHAR, BIGINT)', 'server.address': 'VARCHAR',
     'error.type': 'VARCHAR', 'timestamp': 'TIMESTAMP', 'timestamp.first': 'TIMESTAMP',
     'timestamp.last': 'TIMESTAMP'})

@@ -17,7 +17,9 @@ CREATE TABLE record (
     id VARCHAR, host VARCHAR, pid BIGINT, boot VARCHAR, namespace BIGINT, ticks BIGINT,
     sequence BIGINT, low BIGINT, high BIGINT,
     "count" BIGINT, connections BIGINT, recorded BIGINT, summarized BIGINT, lost BIGINT,
-    client VARCHAR, transport VARCHAR, port BIGINT, server VARCHAR, error VARCHAR,
+    client VARCHAR, transport VARCHAR, port BIGINT,
+    ports MAP(VARCHAR, BIGINT),  -- The connections of a summary by server port, if there are several.
+    server VARCHAR, error VARCHAR,
     since TIMESTAMP,
     until TIMESTAMP,  -- Of a summary only.
     came BIGINT       -- Its connections if it is in the period, else NULL.

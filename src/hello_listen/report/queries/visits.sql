@@ -5,5 +5,14 @@ SELECT *, CASE WHEN transport IN ('unix', 'pipe') THEN transport || ':' || coale
 FROM (
     SELECT client, transport, port, server, error,
         sum(came) AS connections, min(since) AS first, max(coalesce(until, since)) AS last
-    FROM record WHERE came > 0 GROUP BY ALL
+    FROM (
+        SELECT client, transport, port, server, error, came, since, until
+        FROM record WHERE came > 0 AND ports IS NULL
+        UNION ALL
+        SELECT client, transport, TRY_CAST(part.key AS BIGINT), server, error, part.value, since, until
+        FROM (SELECT *, unnest(map_entries(ports)) AS part FROM record WHERE came > 0)
+        UNION ALL
+        SELECT client, transport, port, server, error, came - list_sum(map_values(ports)), since, until
+        FROM record WHERE came > list_sum(map_values(ports))
+    ) GROUP BY ALL
 )
