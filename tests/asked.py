@@ -1,4 +1,4 @@
-"""The report's command, run in this process."""
+"""Runs the report's command in this process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What several test modules share."""
+"""Fixtures for all tests in this folder."""
 
 import os
 import signal
@@ -31,7 +31,7 @@ settings.load_profile("untimed")
 
 @pytest.fixture(autouse=True)
 def signalMask() -> Iterator[None]:
-    """Block no more signals than before: a service blocks some until the reactor runs."""
+    """Restore the signal mask: a service blocks some signals until the reactor runs."""
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     yield
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -42,7 +42,7 @@ PLUGINS = Path(__file__).parent / "plugins"
 
 @pytest.fixture
 def later(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let endpoint descriptions use C{later:}, as if another package had been installed."""
+    """Register the endpoint type C{later:}, as another installed package would."""
     path = [*twisted.plugins.__path__, str(PLUGINS / "twisted" / "plugins")]
     monkeypatch.setattr(twisted.plugins, "__path__", path)
 
@@ -57,7 +57,7 @@ def tlsEndpoints() -> None:
 
 @pytest.fixture
 def passOn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..., None]]:
-    """Pass descriptors on to this process with its environment, as systemd does at the start."""
+    """Pass descriptors and their environment variables to this process, as systemd does."""
     descriptors = range(200, 210)
     environment = tmp_path / "environ"
     monkeypatch.setattr(_inherited, "ENVIRONMENT_FILE", environment)
@@ -86,13 +86,13 @@ def fifo(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def reader(fifo: Path) -> int:
-    """Return a descriptor that reads the named pipe, and is the test's to close."""
+    """Return a descriptor that reads the named pipe; the test closes it."""
     return os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
 
 
 @pytest.fixture
 def output(capfd: pytest.CaptureFixture[str]) -> Iterator[Output]:
-    """Return standard output, which is what it was after the test."""
+    """Return standard output, and restore it after the test."""
     with capfd.disabled():
         changed = Output()
         yield changed
@@ -101,5 +101,5 @@ def output(capfd: pytest.CaptureFixture[str]) -> Iterator[Output]:
 
 @pytest.fixture
 def stepping() -> Stepping:
-    """Return a reactor whose time can be set. It stays open: a thread may still wake it."""
+    """Return a reactor whose time can be set. It stays open, because a thread may still wake it."""
     return Stepping()

@@ -1,4 +1,4 @@
-"""A disk that a test fills, breaks and watches, by way of the system calls that write to it."""
+"""A disk that a test can fill and break, by replacing the system calls that write to it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Disk:
         monkeypatch.setattr(os, "open", self.open)
 
     def write(self, file: int, data: Any) -> int:
-        """Write what there is room for."""
+        """Write as much as fits."""
         self.writing = True
         self._tell()
         try:
@@ -50,7 +50,7 @@ class Disk:
             self._tell()
 
     def truncate(self, file: int, size: int) -> None:
-        """Cut a file."""
+        """Truncate a file."""
         if self.reclaims:
             self.room += os.fstat(file).st_size - size
         self._truncate(file, size)
@@ -70,13 +70,13 @@ class Disk:
             assert self._changed.wait_for(condition, 20)
 
     def _tell(self) -> None:
-        """Let who waits look."""
+        """Wake the waiting test."""
         with self._changed:
             self._changed.notify_all()
 
 
 def isOpen(file: int) -> bool:
-    """Say whether a descriptor is open."""
+    """Return whether a descriptor is open."""
     try:
         os.fstat(file)
     except OSError:

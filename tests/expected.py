@@ -1,4 +1,4 @@
-"""What the report has to say of random logs, by what was really fed to it."""
+"""The report that random logs must have, computed from what was fed to it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Expected:
     """What the report has to say of what it was fed, in a period or in all."""
 
     def __init__(self, feed: Feed, since: float | None, until: float | None) -> None:
-        """Count."""
+        """Count the lines that were fed."""
         self.since, self.until = since, until
         self.times = {line: min(times) for line, times in feed.fed.items()}
         self.inside = [line for line, time in self.times.items() if self.isInside(line, time)]
@@ -33,14 +33,14 @@ class Expected:
         self.repeated = any(len(times) > 1 for e, times in feed.fed.items() if e.run in touched)
 
     def isInside(self, line: Line, time: float) -> bool:
-        """Say whether a line counts in the period. A summary begins before a carrier gets it."""
+        """Return whether a line counts in the period. A summary counts by its first connection."""
         moment = line.time if line.kind == "summarized" else time
         return (self.since is None or moment >= self.since) and (
             self.until is None or moment < self.until
         )
 
     def run(self, process: Process, lines: list[Line]) -> dict[str, Any]:
-        """Return what is known of a run."""
+        """Return the expected facts of a run."""
         kinds = {line.kind for line in lines}
         present = {number for line in lines for number in line.numbers}
         lowest = 1 if "opened" in kinds else min(present, default=None)
@@ -116,7 +116,7 @@ class Expected:
 
 
 def identity(line: Line) -> tuple[str | None, str | None]:
-    """Return whom the connections of a line belong to."""
+    """Return the client's identity in a line."""
     transport, address = line.client
     if transport in ("unix", "pipe"):
         return transport, address
@@ -126,7 +126,7 @@ def identity(line: Line) -> tuple[str | None, str | None]:
 
 
 def checkRun(told: dict[str, Any], want: dict[str, Any]) -> None:
-    """Hold what is told of a run to what is known of it."""
+    """Compare a reported run with the expected one."""
     assert {kind: told[kind] for kind in want["counts"]} == want["counts"]
     assert told["connections"] == sum(want["counts"].values())
     for name in ("state", "first", "last"):
@@ -139,7 +139,7 @@ def checkRun(told: dict[str, Any], want: dict[str, Any]) -> None:
 
 
 def check(seed: int, folder: Path) -> None:
-    """Feed the report, and hold it to that."""
+    """Feed the report with random logs, and compare what it says with what is expected."""
     random = Random(seed)
     feed = Feed(folder, random)
     feed.make()

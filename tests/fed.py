@@ -1,4 +1,4 @@
-"""Random connection logs, and what was fed: the report has to find it out from the files alone."""
+"""Random connection logs, with a record of every line that the report is given."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Line:
     error: str | None = None
 
     def text(self, time: float) -> str:
-        """Return it as a file has it, at another time if a carrier changed that."""
+        """Return the line as the file has it; a carrier may have changed its timestamp."""
         line = {"timestamp": at(time), **self.fields}
         return json.dumps({name: value for name, value in line.items() if value is not None}) + "\n"
 
@@ -63,7 +63,7 @@ class Process:
     """A process that writes a log, until it is stopped or killed."""
 
     def __init__(self, name: str, random: Random) -> None:
-        """Live."""
+        """Write the lines of the process's whole life."""
         self.name = name
         self.lines: list[Line] = []
         self.last = 0
@@ -126,7 +126,7 @@ class Process:
         self.totals["summarized"] += count
 
     def _lose(self) -> None:
-        """Tell of records that could not be written."""
+        """Write a gap record."""
         count = self._random.randint(1, 5)
         connections = count + self._random.choice((0, 100))
         first, self.last = self.last + 1, self.last + count
@@ -142,7 +142,7 @@ class Process:
 
 
 def network(address: str | None) -> str:
-    """Return what the IPv6 addresses of a /64 begin with here."""
+    """Return the prefix of a /64's addresses in these logs."""
     return f"{str(address).partition('::')[0]}::"
 
 
@@ -162,7 +162,7 @@ class Feed:
     holes: int = 0
 
     def make(self) -> None:
-        """Let processes live, and hand over some of what they wrote."""
+        """Run processes, and give some of what they wrote to the report."""
         random = self.random
         self.processes = [
             Process(f"{n:012x}", random) for n in range(random.choice((0, 1, 2, 3, 5)))
@@ -186,7 +186,7 @@ class Feed:
             self.files += self.files[:1]
 
     def _hand(self, name: str, lines: list[Line], delay: float = 0) -> None:
-        """Write a file."""
+        """Write a file of the report's input."""
         content = b""
         for line in lines:
             self.fed.setdefault(line, []).append(line.time + delay)

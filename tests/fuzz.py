@@ -30,7 +30,7 @@ def mutated(chance: random.Random) -> bytes:
 
 
 def main(inputs: int) -> None:
-    """Try so many inputs, and say what became of them."""
+    """Try mutated inputs, and print the results."""
     chance, server = random.Random(inputs), Server()
     outcomes: dict[str, int] = {}
     for count in range(1, inputs + 1):

@@ -51,7 +51,7 @@ def signed(*extensions: bytes, wrong: int = 0) -> bytes:
 
 
 def divided(data: bytes) -> int:
-    """Return the CRC32C by RFC 9260's definition: a division of bits in order of transmission."""
+    """Return the CRC32C, by the bitwise division of RFC 9260."""
     bits = int.from_bytes(bytes(int(f"{byte:08b}"[::-1], 2) for byte in data), "big") << 32
     rest = bits ^ 0xFFFFFFFF << 8 * len(data)
     for place in range(8 * len(data) - 1, -1, -1):

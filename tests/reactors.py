@@ -1,4 +1,4 @@
-"""Reactors and ports that stand in for real ones: in memory, or with a time that can be set."""
+"""Fake reactors and ports: in memory, or with a time that a test sets."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ HOUR = 3600.0
 
 
 class FakeReactor(MemoryReactorClock):
-    """Calls what threads want called when a test waits for it."""
+    """Makes the calls that threads request when a test waits for them."""
 
     def __init__(self) -> None:
         super().__init__()
         self._calls: Queue[tuple[Callable[..., object], tuple[object, ...]]] = Queue()
 
     def callFromThread(self, function: Callable[..., object], *args: object) -> None:
-        """Keep it until a test waits."""
+        """Keep a call until the test waits."""
         self._calls.put((function, args))
 
     def callOne(self) -> None:
@@ -42,7 +42,7 @@ class FakeReactor(MemoryReactorClock):
 
 @implementer(IListeningPort)
 class FakePort:
-    """A port that remembers that it was stopped."""
+    """A port that records that it was stopped."""
 
     stopped = False
 
@@ -64,7 +64,7 @@ class FakePort:
 
 
 class ListeningReactor(MemoryReactorClock):
-    """A reactor that answers each request to listen with the next of the results it is given."""
+    """A reactor that returns, or raises, the given results for calls of C{listenTCP}."""
 
     def __init__(self, *results: FakePort | Exception) -> None:
         """Take the results."""
@@ -80,7 +80,7 @@ class ListeningReactor(MemoryReactorClock):
 
 
 class Stepping(SelectReactor):
-    """A reactor whose time, as that of Twisted's own, is the system's: somebody may set it."""
+    """A reactor whose time a test can step, as the system's time can be stepped."""
 
     step = 0.0
 

@@ -1,4 +1,4 @@
-"""Records of connections, as observers get them."""
+"""Makes the records that observers get."""
 
 from __future__ import annotations
 
@@ -26,5 +26,5 @@ def connection(
 
 
 def summary(count: int, client: str | None, transport: str | None = "tcp") -> Summary:
-    """Return what stands for many connections."""
+    """Return a summary."""
     return Summary(count, NOON - 60, NOON, client, transport, None)

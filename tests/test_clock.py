@@ -1,4 +1,4 @@
-"""The clock that no step of the system's time delays, on a reactor whose time steps."""
+"""The monotonic clock, on a reactor whose time steps."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.unix
 
 @pytest.mark.parametrize("step", [-HOUR, 0.0, HOUR])
 def test_steps(stepping: Stepping, step: float) -> None:
-    """A call comes when it is due, whatever happens to the system's time meanwhile."""
+    """A call is made when it is due, whatever step the system's time makes."""
     clock = MonotonicClock(stepping)
     assert verifyObject(IReactorTime, clock)
     made: list[str] = []
@@ -40,7 +40,7 @@ def test_steps(stepping: Stepping, step: float) -> None:
 
 
 def test_order(stepping: Stepping) -> None:
-    """Calls are made in the order in which they are due, and not at all if they were cancelled."""
+    """Calls are made in the order in which they are due; cancelled ones are not."""
     clock = MonotonicClock(stepping)
     made: list[int] = []
     calls = [clock.callLater(delay, made.append, n) for n, delay in enumerate((0.8, 0, 0.4, 0))]
@@ -54,7 +54,7 @@ def test_order(stepping: Stepping) -> None:
 
 
 def test_pending_call(stepping: Stepping) -> None:
-    """A call can be put off and cancelled, but once only, and not after it was made."""
+    """A pending call can be delayed and cancelled; one that was made or cancelled cannot."""
     clock = MonotonicClock(stepping)
     made: list[int] = []
     call = clock.callLater(0, made.append, 1)
@@ -73,7 +73,7 @@ def test_pending_call(stepping: Stepping) -> None:
 
 
 def test_one_thread_for_many(stepping: Stepping) -> None:
-    """As many calls as there may be ports take a few threads, not one each."""
+    """Many pending calls take few threads."""
     clock = MonotonicClock(stepping)
     made: list[int] = []
     before = threading.active_count()
@@ -85,7 +85,7 @@ def test_one_thread_for_many(stepping: Stepping) -> None:
 
 
 def test_call_that_fails(stepping: Stepping) -> None:
-    """Others are made all the same."""
+    """After a call that fails, the others are made."""
     clock = MonotonicClock(stepping)
     failing = deferLater(clock, 0.01, lambda: 1 / 0)
     made: list[int] = []
@@ -96,7 +96,7 @@ def test_call_that_fails(stepping: Stepping) -> None:
 
 
 def test_after_the_reads(stepping: Stepping) -> None:
-    """What has arrived when a call is due is read before, though a reactor's own timers are not."""
+    """A call is made after the reactor has read what arrived by then."""
     events: list[str] = []
 
     class Reader(FileDescriptor):
@@ -124,7 +124,7 @@ def test_after_the_reads(stepping: Stepping) -> None:
 
 
 def test_no_thread_to_have(stepping: Stepping, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the system gives no thread, the reactor's own timer has to do."""
+    """If no thread can be started, the reactor's own timer is used."""
 
     def start(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
@@ -136,14 +136,14 @@ def test_no_thread_to_have(stepping: Stepping, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_shared(stepping: Stepping) -> None:
-    """All users of a reactor share a clock, and so its threads; a test's reactor is its own."""
+    """A reactor has one clock; a test's reactor is its own."""
     assert monotonicClock(stepping) is monotonicClock(stepping)
     memory = MemoryReactorClock()
     assert monotonicClock(memory) is memory
 
 
 class Untimed(threading.Event):
-    """An event whose own wait would go by the system's time, as on Python 3.10."""
+    """An event whose own timeout, by the system's time on Python 3.10, may not be used."""
 
     def wait(self, timeout: float | None = None) -> bool:
         """Fail."""
@@ -151,7 +151,7 @@ class Untimed(threading.Event):
 
 
 def test_wait_for_an_event() -> None:
-    """A wait ends with the event, or when its time is over."""
+    """A wait ends with the event or at its timeout."""
     event = Untimed()
     start = monotonic()
     assert not waitFor(event, 0.03)

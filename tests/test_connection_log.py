@@ -1,4 +1,4 @@
-"""The connection log, on real files and pipes; a gate that a test opens is what a reader does."""
+"""The connection log, on real files and pipes. Tests open gates where a reader would read."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ AFTER = ["Connection log closed"]
 
 @implementer(ILogObserver)
 class Said:
-    """What Twisted's log was told, by whichever thread."""
+    """Records the texts of Twisted's log, from any thread."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self.texts: list[str] = []
 
     def __call__(self, event: LogEvent) -> None:
-        """Take an event."""
+        """Keep the text of an event."""
         with self._changed:
             self.texts.append(formatEvent(event))
             self._changed.notify_all()
@@ -66,7 +66,7 @@ class Said:
 
 @pytest.fixture
 def said() -> Iterator[Said]:
-    """Return what is said while the test runs."""
+    """Return the texts that are logged during the test."""
     observer = Said()
     globalLogPublisher.addObserver(observer)
     yield observer
@@ -75,13 +75,13 @@ def said() -> Iterator[Said]:
 
 @pytest.fixture
 def reactor() -> FakeReactor:
-    """Return a reactor that runs while a test waits for it."""
+    """Return a reactor that makes calls while a test waits for it."""
     return FakeReactor()
 
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Try again at once; leave no thread behind that speaks while the next test listens."""
+    """Retry at once; wait until the threads of the test's logs have ended."""
     monkeypatch.setattr(module, "RETRY_INTERVAL", 0.001)
     monkeypatch.setattr(module, "RECOVERY_TIME", 0.001)
     monkeypatch.setattr(module, "MAX_WRITE_DELAY", 3600)
@@ -91,7 +91,7 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def untilThreadsEnd(before: Sequence[threading.Thread]) -> None:
-    """Wait until no log writes any more, but for those of other tests that failed."""
+    """Wait until the threads of all logs have ended, except those of earlier tests that failed."""
     for thread in threading.enumerate():
         if thread.name.startswith("connection log") and thread not in before:
             thread.join(20)
@@ -104,7 +104,7 @@ def close(log: ConnectionLog, reactor: FakeReactor) -> None:
 
 
 def giveUp(log: ConnectionLog, reactor: FakeReactor) -> None:
-    """Close a log that cannot be written, until its time is over."""
+    """Close a log that cannot be written, and let its timeout pass."""
     closed = log.close()
     assert not closed.called
     reactor.advance(module.CLOSE_TIMEOUT)
@@ -112,7 +112,7 @@ def giveUp(log: ConnectionLog, reactor: FakeReactor) -> None:
 
 
 def giveUpLines(log: ConnectionLog, reactor: FakeReactor) -> None:
-    """Close a log that cannot be written, until it has tried to write the last lines."""
+    """Close a log that cannot be written, and wait until it has tried to write its last lines."""
     closed = log.close()
     reactor.advance(module.CLOSE_TIMEOUT - module.END_TIMEOUT)
     assert not closed.called
@@ -122,7 +122,7 @@ def giveUpLines(log: ConnectionLog, reactor: FakeReactor) -> None:
 def test_room_while_it_closes(
     tmp_path: Path, reactor: FakeReactor, said: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A log that is being closed goes on trying, as long as it has time."""
+    """A log that is being closed retries until its timeout."""
     disk = Disk(monkeypatch, room=0)
     log = ConnectionLog(tmp_path / "log", reactor=reactor)
     log(CONNECTION)
@@ -136,7 +136,7 @@ def test_room_while_it_closes(
 
 
 def settle(log: ConnectionLog, disk: Disk) -> None:
-    """Wait until everything is written and counted: only then is the file opened anew."""
+    """Wait until everything is written and counted: only then is the file reopened."""
     disk.opened = 0
     log.reopen()
     disk.until(lambda: disk.opened)
@@ -150,12 +150,12 @@ def records(path: Path) -> list[dict[str, Any]]:
 
 
 def sequences(path: Path) -> list[int | str]:
-    """Return the number of each record, or the message of one that has none."""
+    """Return the sequence number of each line, or its message if it has none."""
     return [record.get("sequence", record["message"]) for record in records(path)]
 
 
 def test_records(tmp_path: Path, reactor: FakeReactor, said: Said) -> None:
-    """Each connection is a line, in order, between two that tell of the log; it is closed once."""
+    """Each connection is one line, in order, between an opening and a closing line."""
     path = tmp_path / "log"
     log = ConnectionLog(path, reactor=reactor)
     for _ in range(100):
@@ -204,7 +204,7 @@ def test_records(tmp_path: Path, reactor: FakeReactor, said: Said) -> None:
 
 
 def test_id(tmp_path: Path, reactor: FakeReactor) -> None:
-    """Each log has its own, so that the records of several can be told apart in one file."""
+    """Each log has an id of its own, which tells its records apart from others in the same file."""
     path = tmp_path / "log"
     logs = [ConnectionLog(path, reactor=reactor) for _ in range(2)]
     for log in logs:
@@ -217,7 +217,7 @@ def test_id(tmp_path: Path, reactor: FakeReactor) -> None:
 
 
 def test_nothing(tmp_path: Path, reactor: FakeReactor, said: Said) -> None:
-    """A log whose reactor never ran, and that was never called, has nothing to write."""
+    """A log whose reactor never ran, and that got no record, writes nothing."""
     log = ConnectionLog(tmp_path / "log", reactor=reactor)
     assert log.close().called
     reactor.run()
@@ -226,7 +226,7 @@ def test_nothing(tmp_path: Path, reactor: FakeReactor, said: Said) -> None:
 
 
 def test_it_opens_with_the_reactor(tmp_path: Path, reactor: FakeReactor) -> None:
-    """A log that nobody ever calls says that it was there, once its reactor runs."""
+    """A log without records writes its opening line once the reactor runs."""
     path = tmp_path / "log"
     log = ConnectionLog(path, reactor=reactor)
     reactor.run()
@@ -236,13 +236,13 @@ def test_it_opens_with_the_reactor(tmp_path: Path, reactor: FakeReactor) -> None
 
 
 def test_global_reactor(tmp_path: Path) -> None:
-    """Without a reactor it takes the one that is installed."""
+    """By default, a log uses the global reactor."""
     log = ConnectionLog(tmp_path / "log")
     assert log.close().called
 
 
 def test_reactor_that_never_runs(tmp_path: Path, reactor: FakeReactor) -> None:
-    """What was taken is written all the same."""
+    """Records are written even if the reactor never runs."""
     before = threading.enumerate()
     path = tmp_path / "log"
     log = ConnectionLog(path, reactor=reactor)
@@ -257,7 +257,7 @@ def test_reactor_that_never_runs(tmp_path: Path, reactor: FakeReactor) -> None:
 def test_service_that_starts_again(
     tmp_path: Path, reactor: FakeReactor, before: Callable[[ConnectionLog], Any]
 ) -> None:
-    """Each start of a service is a run of its own in the log, behind Summaries too."""
+    """Each start of a service is a new run in the log, also behind Summaries."""
     log = ConnectionLog(tmp_path / "log", reactor=reactor)
     service = HelloService(HelloFactory(before(log)), [], reactor)
     ids = []
@@ -276,7 +276,7 @@ def test_service_that_starts_again(
 
 
 def test_log_that_is_open_stays_so(tmp_path: Path, reactor: FakeReactor) -> None:
-    """Opening it once more changes nothing."""
+    """To open a log that is open changes nothing."""
     log = ConnectionLog(tmp_path / "log", reactor=reactor)
     log(CONNECTION)
     run = log.id
@@ -288,7 +288,7 @@ def test_log_that_is_open_stays_so(tmp_path: Path, reactor: FakeReactor) -> None
 def test_open_while_a_write_is_stuck(
     tmp_path: Path, reactor: FakeReactor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A log whose last write still goes on cannot begin another run."""
+    """A log cannot be opened again while a write of the run before is stuck."""
     monkeypatch.setattr(module, "JOIN_TIMEOUT", 0.001)
     stuck, goesOn = threading.Event(), threading.Event()
 
@@ -309,7 +309,7 @@ def test_open_while_a_write_is_stuck(
 
 
 def test_two_factories(tmp_path: Path, reactor: FakeReactor) -> None:
-    """The log itself numbers what it is told of, by however many factories."""
+    """One log numbers the records of several factories in one sequence."""
     path = tmp_path / "log"
     log = ConnectionLog(path, reactor=reactor)
     first, second = HelloFactory(log), HelloFactory(log)
@@ -321,7 +321,7 @@ def test_two_factories(tmp_path: Path, reactor: FakeReactor) -> None:
 
 
 def test_summaries(tmp_path: Path, reactor: FakeReactor, said: Said) -> None:
-    """A summary is numbered as a record is, and its connections are counted for themselves."""
+    """A summary has a sequence number, and its connections are counted as summarized."""
     path = tmp_path / "log"
     log = ConnectionLog(path, reactor=reactor)
     log(CONNECTION)
@@ -349,7 +349,7 @@ def test_summaries(tmp_path: Path, reactor: FakeReactor, said: Said) -> None:
 
 @pytest.mark.unix
 def test_rotation(tmp_path: Path, reactor: FakeReactor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is recorded after a renaming is in a new file."""
+    """Records after a renaming go to a new file."""
     path, old = tmp_path / "log", tmp_path / "old"
     disk = Disk(monkeypatch)
     log = ConnectionLog(path, reactor=reactor)
@@ -364,7 +364,7 @@ def test_rotation(tmp_path: Path, reactor: FakeReactor, monkeypatch: pytest.Monk
 
 @pytest.mark.unix
 def test_reopening(tmp_path: Path, reactor: FakeReactor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The file is opened anew when that is wanted, with nothing to write; a failure waits."""
+    """reopen() opens the file anew at once; the next write reports a failure."""
     folder, old = tmp_path / "folder", tmp_path / "old"
     folder.mkdir()
     path = folder / "log"
@@ -392,7 +392,7 @@ def test_reopening(tmp_path: Path, reactor: FakeReactor, monkeypatch: pytest.Mon
 def test_full_disk(
     tmp_path: Path, reactor: FakeReactor, said: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A failure is said once; it works again once that has held for a while, which is said once."""
+    """A failure is logged once; so is its end, after some time without another failure."""
     path = tmp_path / "log"
     now = 1000.0
     monkeypatch.setattr(module, "monotonic", lambda: now)
@@ -428,7 +428,7 @@ def test_full_disk(
 def test_works_again_without_anything_to_write(
     tmp_path: Path, reactor: FakeReactor, said: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody needs to connect for it."""
+    """The log reports its recovery even if no client connects."""
     disk = Disk(monkeypatch, room=0)
     log = ConnectionLog(tmp_path / "log", reactor=reactor)
     reactor.run()
@@ -441,7 +441,7 @@ def test_works_again_without_anything_to_write(
 def test_client_that_is_called_as_what_is_counted(
     tmp_path: Path, reactor: FakeReactor, said: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No address makes the counts at the end untrue."""
+    """A client whose name looks like a log message does not change the counts."""
     Disk(monkeypatch, room=0)
     log = ConnectionLog(tmp_path / "log", reactor=reactor)
     for message in (b"Connection established!", b"Connections summarized"):
@@ -452,14 +452,14 @@ def test_client_that_is_called_as_what_is_counted(
 
 
 def cannotStart(thread: threading.Thread) -> None:
-    """Fail, as Thread.start does where a system has no thread left."""
+    """Fail, as Thread.start does if the system has no thread left."""
     raise RuntimeError("can't start new thread")
 
 
 def test_thread_that_cannot_start(
     tmp_path: Path, reactor: FakeReactor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is tried again with the next connection, and nothing is lost."""
+    """The next connection starts the thread again, and nothing is lost."""
     path = tmp_path / "log"
     log = ConnectionLog(path, reactor=reactor)
     with monkeypatch.context() as patch:
@@ -474,7 +474,7 @@ def test_thread_that_cannot_start(
 def test_thread_that_never_starts(
     tmp_path: Path, reactor: FakeReactor, said: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What it should have written is lost, and counted."""
+    """Records that no thread could write are counted as lost."""
     log = ConnectionLog(tmp_path / "log", reactor=reactor)
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", cannotStart)
@@ -489,7 +489,7 @@ def test_thread_that_never_starts(
 def test_too_much_to_keep(
     tmp_path: Path, reactor: FakeReactor, said: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What exceeds the bound is counted, and told in the log where it is missing."""
+    """Records beyond the memory bound are counted, and a gap record stands in their place."""
     path = tmp_path / "log"
     disk = Disk(monkeypatch)
     log = ConnectionLog(path, kept=3 * LENGTH, reactor=reactor)
@@ -523,7 +523,7 @@ def test_too_much_to_keep(
 def test_room_before_the_batch_is_taken(
     tmp_path: Path, reactor: FakeReactor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A shorter record that fits after one that did not is preceded by the count."""
+    """A gap record stands before a shorter record that fitted again."""
     path = tmp_path / "log"
     name = UNIXAddress(b"")
     short = Connection(1795378774.5, name, name)
@@ -542,7 +542,7 @@ def test_room_before_the_batch_is_taken(
 def test_closing_while_it_fails(
     tmp_path: Path, reactor: FakeReactor, said: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What cannot be written at the end is counted as lost, a torn line too."""
+    """Records that cannot be written at the end are counted as lost, also a partly written line."""
     path = tmp_path / "log"
     disk = Disk(monkeypatch)
     log = ConnectionLog(path, kept=3 * LENGTH, reactor=reactor)
@@ -560,7 +560,7 @@ def test_closing_while_it_fails(
 
 @pytest.mark.unix
 def test_reader_that_stalls(fifo: Path, reader: int, reactor: FakeReactor, said: Said) -> None:
-    """Everything arrives, in order, when the reader goes on."""
+    """After a pipe's reader has stalled, all records arrive, in order."""
     log = ConnectionLog(fifo, reactor=reactor)
     for _ in range(3000):
         log(CONNECTION)
@@ -577,7 +577,7 @@ def test_reader_that_stalls(fifo: Path, reader: int, reactor: FakeReactor, said:
 def test_reader_that_stalls_for_ever(
     fifo: Path, reader: int, reactor: FakeReactor, said: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The log is closed at its time limit, and what is in the pipe is what it says is recorded."""
+    """The log closes at its timeout, and the pipe holds the records that it counts."""
     disk = Disk(monkeypatch)
     log = ConnectionLog(fifo, reactor=reactor)
     for _ in range(3000):
@@ -610,7 +610,7 @@ def test_reader_that_stalls_for_ever(
 def test_reader_that_goes_away(
     fifo: Path, reader: int, reactor: FakeReactor, said: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is said once; the records are for the next reader."""
+    """A lost reader is logged once; the next reader gets the records."""
     disk = Disk(monkeypatch)
     log = ConnectionLog(fifo, reactor=reactor)
     reactor.run()
@@ -629,7 +629,7 @@ def test_reader_that_goes_away(
 
 @pytest.mark.unix
 def test_standard_output(reactor: FakeReactor, output: Output, said: Said) -> None:
-    """A dash is descriptor 1, which stays open; that it does not block loses nothing."""
+    """C{-} is descriptor 1, which stays open; a non-blocking one loses nothing."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     output.become(writer)
@@ -649,7 +649,7 @@ def test_standard_output(reactor: FakeReactor, output: Output, said: Said) -> No
 def test_closing_closes_the_file(
     tmp_path: Path, reactor: FakeReactor, monkeypatch: pytest.MonkeyPatch, used: bool
 ) -> None:
-    """Its descriptor is closed, whether it was ever written to or not."""
+    """close() closes the file's descriptor, with or without records."""
     disk = Disk(monkeypatch)
     log = ConnectionLog(tmp_path / "log", reactor=reactor)
     if used:
@@ -663,7 +663,7 @@ def test_closing_closes_the_file(
 def test_process_that_the_system_does_not_tell_of(
     tmp_path: Path, reactor: FakeReactor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a chroot without /proc, the log begins with what is known."""
+    """In a chroot without /proc, the opening line has only the facts that are known."""
     monkeypatch.setattr(module, "PROC", tmp_path / "proc")
     log = ConnectionLog(tmp_path / "log", reactor=reactor)
     reactor.run()
@@ -681,7 +681,7 @@ def test_process_that_the_system_does_not_tell_of(
 
 
 class Watched:
-    """A clock that a test sets, and that tells when the log looks for records that wait."""
+    """A clock that a test sets, and that signals each check for records that wait too long."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
@@ -705,7 +705,7 @@ class Watched:
 def test_write_that_is_stuck(
     fifo: Path, reader: int, reactor: FakeReactor, said: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While records wait for too long, the log fails, which is said once, as is its end."""
+    """A log whose records wait too long fails; that and its recovery are logged once."""
     watched = Watched(monkeypatch)
     log = ConnectionLog(fifo, reactor=reactor)
     for _ in range(3000):
@@ -734,7 +734,7 @@ def test_write_that_is_stuck(
 def test_end_just_after_a_look(
     tmp_path: Path, reactor: FakeReactor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whenever a log ends, its threads do, so that it can be opened again."""
+    """The watching thread ends with the log, even if that ends right after a check."""
     timedOut, ended = threading.Event(), threading.Event()
 
     def wait(event: threading.Event, seconds: float) -> bool:
@@ -757,7 +757,7 @@ def test_end_just_after_a_look(
 def test_log_that_has_nothing_to_write(
     tmp_path: Path, reactor: FakeReactor, said: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However long nobody connects, that is no failure."""
+    """A log without records to write does not fail."""
     watched = Watched(monkeypatch)
     disk = Disk(monkeypatch)
     log = ConnectionLog(tmp_path / "log", reactor=reactor)
@@ -773,7 +773,7 @@ def test_log_that_has_nothing_to_write(
 def test_opening_that_is_stuck(
     tmp_path: Path, reactor: FakeReactor, said: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Records that nobody has begun to write may wait no longer than others."""
+    """Records that wait for the file to be reopened count as waiting, too."""
     log = ConnectionLog(tmp_path / "log", reactor=reactor)
     monkeypatch.setattr(module, "MAX_WRITE_DELAY", 0.01)
     stuck, goesOn = threading.Event(), threading.Event()
@@ -810,7 +810,7 @@ def test_last_lines(
     room: int,
     written: list[str],
 ) -> None:
-    """What was lost at the end stands there, as far as there is room for whole lines."""
+    """The last lines tell what was lost, if whole lines still fit."""
     path = tmp_path / "log"
     disk = Disk(monkeypatch)
     log = ConnectionLog(path, kept=3 * LENGTH, reactor=reactor)
@@ -852,7 +852,7 @@ def test_last_lines(
 def test_last_line_after_all_records(
     tmp_path: Path, reactor: FakeReactor, said: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where only the end of the log could not be written, nothing is missing."""
+    """If only the closing line could not be written, no record is missing."""
     path = tmp_path / "log"
     disk = Disk(monkeypatch)
     log = ConnectionLog(path, reactor=reactor)
@@ -873,7 +873,7 @@ def test_last_line_after_all_records(
 def test_last_lines_after_half_a_line(
     fifo: Path, reader: int, reactor: FakeReactor, said: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They begin a line of their own."""
+    """After a partly written line, the last lines begin on a new one."""
     disk = Disk(monkeypatch)
     log = ConnectionLog(fifo, reactor=reactor)
     reactor.run()
@@ -928,7 +928,7 @@ def test_path_that_cannot_be_opened_anew(
 def test_thread_that_cannot_start_is_a_failure(
     tmp_path: Path, reactor: FakeReactor, said: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As long as there is no thread, nothing is written."""
+    """Without its thread, the log fails."""
     log = ConnectionLog(tmp_path / "log", reactor=reactor)
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", cannotStart)

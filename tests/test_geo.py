@@ -91,7 +91,7 @@ def test_many(tmp_path: Path) -> None:
 
 
 def test_first_database_that_knows(tmp_path: Path) -> None:
-    """Of several databases, the first that knows a fact is believed."""
+    """If several databases have a fact, the first one's counts."""
     first = write(tmp_path / "1", {"192.0.2.0/24": country("DE")})
     second = write(tmp_path / "2", {"192.0.2.0/24": country("FR") | system(1, "One")})
     third = write(tmp_path / "3", {"192.0.2.0/24": system(2, "Two")})
@@ -116,7 +116,7 @@ def test_kinds(tmp_path: Path, record: Any, place: Place) -> None:
 
 
 def test_what_is_there(tmp_path: Path) -> None:
-    """It is known whether databases hold countries, networks or both."""
+    """The databases tell whether they hold countries, networks or both."""
     first, second = str(countries(tmp_path)), str(networks(tmp_path))
     for paths, hold in (
         ([first], (True, False)),
@@ -128,7 +128,7 @@ def test_what_is_there(tmp_path: Path) -> None:
 
 
 def test_ipv4_only(tmp_path: Path) -> None:
-    """A database of IPv4 knows no IPv6 address."""
+    """A database of IPv4 finds no IPv6 address."""
     path = write(tmp_path / "x.mmdb", {"192.0.2.0/24": country("DE")}, version=4)
     databases = GeoDatabases([str(path)])
     for _ in range(2):
@@ -137,7 +137,7 @@ def test_ipv4_only(tmp_path: Path) -> None:
 
 
 def test_errors(tmp_path: Path) -> None:
-    """A file that is missing, broken, or of another kind is named."""
+    """A database that is missing, broken or of another kind is named."""
     good = countries(tmp_path)
     data = good.read_bytes()
     for name, content in (
@@ -164,7 +164,7 @@ def test_errors(tmp_path: Path) -> None:
 
 
 def test_damage(tmp_path: Path) -> None:
-    """Damage of a record is found at the start if it is among the first, else by its look-up."""
+    """Damage in the first records is found at the start, other damage by its look-up."""
     for name, number in (("early", 7), ("late", 1199)):
         records = {f"10.{n >> 8}.{n & 255}.0/24": system(n, f"Name {n:04}") for n in range(1200)}
         path = write(tmp_path / name, records)
@@ -178,7 +178,7 @@ def test_damage(tmp_path: Path) -> None:
 
 
 def test_reload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A new file is taken by a reload; until then, and if it is wrong, the old one is used."""
+    """A reload takes a new file; a wrong one leaves the old one in use."""
     monkeypatch.chdir(tmp_path)
     path = write(tmp_path / "x.mmdb", {"192.0.2.0/24": country("DE")})
     databases = GeoDatabases(["x.mmdb"])

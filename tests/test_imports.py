@@ -1,4 +1,4 @@
-"""Imports: one way in the package, and from no test."""
+"""Imports go one way in the package, and no test imports a test."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TESTS = Path(__file__).parent
 
 
 def imported(file: Path) -> Iterator[str]:
-    """Yield what a file imports, under TYPE_CHECKING and in functions too."""
+    """Yield the imports of a file, also under TYPE_CHECKING and in functions."""
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             yield from (each.name for each in node.names)
@@ -23,7 +23,7 @@ def imported(file: Path) -> Iterator[str]:
 
 
 def test_no_circle() -> None:
-    """No module imports one that imports it, however many others there are between them."""
+    """No module imports itself by way of others."""
     package = Path(hello_listen.__file__).parent
     modules = {
         ".".join(file.relative_to(package.parent).with_suffix("").parts).removesuffix(
@@ -40,7 +40,7 @@ def test_no_circle() -> None:
 
 
 def test_no_test_of_a_test() -> None:
-    """What several tests need stands in a helper."""
+    """No test imports another test."""
     files = list(TESTS.rglob("*.py"))
     names = {file.stem for file in files if file.stem.startswith("test_")}
     assert Path(__file__).stem in names

@@ -1,4 +1,4 @@
-"""Sockets that are passed to a process: which a description means, and which cannot be served."""
+"""Inherited sockets: which ones a description names, and which cannot be served."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def listen(description: str) -> tuple[Any, MemoryReactorClock]:
 
 
 def stop(port: Any, reactor: MemoryReactorClock) -> None:
-    """Stop a port, and see that it has stopped."""
+    """Stop a port, and check that it has stopped."""
     stopped = port.stopListening()
     reactor.pump([0, 0, 0])
     assert stopped.called
@@ -65,7 +65,7 @@ def stop(port: Any, reactor: MemoryReactorClock) -> None:
 def test_one_socket(
     passOn: PassOn, listeners: list[socket.socket], index: int, domain: str
 ) -> None:
-    """A socket is served as what it is, whatever domain is said, and can be served again."""
+    """A socket is served as its own family, whatever the description says, and again later."""
     passOn(*(each.fileno() for each in listeners), names="a:b:c")
     for argument in (f"index={index}", f"name={'abc'[index]}"):
         port, reactor = listen(f"systemd:{domain}:{argument}")
@@ -83,7 +83,7 @@ def test_one_socket(
 def test_several_sockets_of_one_name(
     passOn: PassOn, listeners: list[socket.socket], prefix: str
 ) -> None:
-    """Each of them is served, and the port stops all of them."""
+    """All sockets of a name are served, and stopped with the port."""
     passOn(*(each.fileno() for each in listeners), names="web:other:web")
     port, reactor = listen(f"{prefix}systemd:INET:name=web")
     assert verifyObject(IListeningPort, port)
@@ -98,7 +98,7 @@ def test_several_sockets_of_one_name(
 def test_a_service_with_several_sockets_of_one_name(
     passOn: PassOn, listeners: list[socket.socket]
 ) -> None:
-    """The service tells of each socket, of one that the reactor has closed, and stops the rest."""
+    """The service lists each socket, also after the reactor has closed one, and stops the rest."""
     passOn(*(each.fileno() for each in listeners), names="web:other:web")
     reactor = MemoryReactorClock()
     service = HelloService(
@@ -128,7 +128,7 @@ def test_a_service_with_several_sockets_of_one_name(
 
 
 def test_a_factory_that_does_not_start(passOn: PassOn, listeners: list[socket.socket]) -> None:
-    """Nobody is served, the reason is raised, and the sockets stay as they were."""
+    """If the factory does not start, its error is raised, and the sockets stay as they were."""
 
     class Failing(HelloFactory):
         def startFactory(self) -> None:
@@ -147,7 +147,7 @@ def test_a_factory_that_does_not_start(passOn: PassOn, listeners: list[socket.so
 
 
 def test_a_socket_of_two_endpoints(passOn: PassOn, listeners: list[socket.socket]) -> None:
-    """It is refused, for a client would be served by either of them."""
+    """A second endpoint with the same socket is refused."""
     passOn(*(each.fileno() for each in listeners), names="a:b:a")
     reactor = MemoryReactorClock()
     endpoints = ["haproxy:systemd:INET:index=2", "systemd:INET:name=a"]
@@ -185,7 +185,7 @@ def test_sockets_that_are_not_there(
     argument: str,
     reason: str,
 ) -> None:
-    """What was passed is what sd_listen_fds_with_names(3) says; the message names what there is."""
+    """The error for a missing name lists the names that were passed."""
     passOn(*(each.fileno() for each in listeners), names=names, **variables)
     description = f"systemd:INET:{argument}"
     with pytest.raises(ValueError, match=re.escape(f"{description!r}: {reason}")):
@@ -210,7 +210,7 @@ def test_sockets_that_are_not_there(
 def test_odd_names(
     passOn: PassOn, listeners: list[socket.socket], names: str | None, argument: str
 ) -> None:
-    """Sockets without names can be told by their index, and others by whatever name they have."""
+    """Sockets can be chosen by index, and by any name that systemd allows."""
     passOn(*(each.fileno() for each in listeners), names=names)
     assert HelloEndpoint(None, f"systemd:INET:{argument}").descriptors == [
         _inherited.FIRST_DESCRIPTOR + 2
@@ -218,14 +218,14 @@ def test_odd_names(
 
 
 def test_without_a_list_of_variables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Where the system does not show what a process started with, no socket was inherited."""
+    """If /proc/self/environ cannot be read, no socket was inherited."""
     monkeypatch.setattr(_inherited, "ENVIRONMENT_FILE", tmp_path / "missing")
     with pytest.raises(ValueError, match="no such socket was inherited"):
         HelloEndpoint(None, "systemd:INET:index=0")
 
 
 def sockets(stack: ExitStack, folder: Path) -> Iterator[tuple[int, str]]:
-    """Yield descriptors that cannot be served, and why."""
+    """Yield descriptors that cannot be served, and the reasons."""
 
     def keep(made: socket.socket, name: Any = ("127.0.0.1", 0)) -> socket.socket:
         stack.enter_context(made)
@@ -260,7 +260,7 @@ def sockets(stack: ExitStack, folder: Path) -> Iterator[tuple[int, str]]:
 def test_what_cannot_be_served(
     passOn: PassOn, listeners: list[socket.socket], tmp_path: Path
 ) -> None:
-    """Each mistake in a unit is told in words, also beside a socket that can be served."""
+    """A passed socket that cannot be served is an error that says why."""
     with ExitStack() as stack:
         descriptors, reasons = zip(*sockets(stack, tmp_path), strict=True)
         passOn(listeners[0].fileno(), *descriptors, LISTEN_FDS=len(descriptors) + 2)
@@ -277,7 +277,7 @@ def test_what_cannot_be_served(
 
 
 def test_sockets_that_no_endpoint_serves(passOn: PassOn, listeners: list[socket.socket]) -> None:
-    """Each is a warning that says how to serve it, which works; the others are none."""
+    """A passed socket that no endpoint serves is a warning that says how to serve it."""
     passOn(*(each.fileno() for each in listeners), names="a:b=\\:a")
 
     def make(*arguments: str) -> list[str | None]:

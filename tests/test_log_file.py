@@ -1,4 +1,4 @@
-"""The file under the connection log, on real files and pipes."""
+"""The connection log's file, on real files and pipes."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from output import Output
 
 
 def full() -> OSError:
-    """Return what a full disk raises."""
+    """Return the error of a full disk."""
     return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_it_appends(tmp_path: Path) -> None:
-    """What is there stays there, and a write may begin anywhere in what it is given."""
+    """A write appends, and may start anywhere in the data."""
     path = tmp_path / "log"
     path.write_bytes(b"before\n")
     file = LogFile(path)
@@ -38,7 +38,7 @@ def test_it_appends(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("before", ["", "half a li", "whole\n"])
 def test_half_a_line_of_a_process_that_was_killed(tmp_path: Path, before: str) -> None:
-    """What is written next begins a line of its own, and only the first time."""
+    """After a partial line of a killed process, the first write starts a new line."""
     path = tmp_path / "log"
     path.write_text(before)
     file = LogFile(path)
@@ -50,7 +50,7 @@ def test_half_a_line_of_a_process_that_was_killed(tmp_path: Path, before: str) -
 
 
 def test_closing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its descriptor is closed, once."""
+    """close() closes the descriptor, once."""
     disk = Disk(monkeypatch)
     file = LogFile(tmp_path / "log")
     assert isOpen(disk.file)
@@ -63,19 +63,19 @@ def test_closing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ("name", "reason"), [("", "Is a directory"), ("no/log", "No such file or directory")]
 )
 def test_file_that_cannot_be_opened(tmp_path: Path, name: str, reason: str) -> None:
-    """The system says why."""
+    """An open that fails raises the system's error."""
     with pytest.raises(OSError, match=reason):
         LogFile(tmp_path / name)
 
 
 def test_no_path() -> None:
-    """An empty path is missing, and not the folder that the process is in."""
+    """An empty path is an error, not the current folder."""
     with pytest.raises(OSError, match="a path is missing"):
         LogFile("")
 
 
 def test_other_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A relative path means what it meant at the start, wherever the process goes."""
+    """A relative path keeps its meaning if the process changes its folder."""
     monkeypatch.chdir(tmp_path)
     file = LogFile("log")
     (tmp_path / "log").unlink()
@@ -88,7 +88,7 @@ def test_other_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.unix
 @pytest.mark.parametrize("how", ["rename", "remove"])
 def test_rotation(tmp_path: Path, how: str) -> None:
-    """A path that was renamed or removed is opened anew, but never within a line."""
+    """A renamed or removed file is reopened, but never within a line."""
     path, old = tmp_path / "log", tmp_path / "old"
     file = LogFile(path)
     assert file.write(b"one\ntw", 0) == 6
@@ -106,7 +106,7 @@ def test_rotation(tmp_path: Path, how: str) -> None:
 
 @pytest.mark.unix
 def test_reopening(tmp_path: Path) -> None:
-    """The path is opened anew at once when that is wanted."""
+    """reopen() opens the path anew at once."""
     path = tmp_path / "log"
     file = LogFile(path)
     path.rename(tmp_path / "old")
@@ -117,7 +117,7 @@ def test_reopening(tmp_path: Path) -> None:
 
 @pytest.mark.unix
 def test_mode(tmp_path: Path) -> None:
-    """A file that is made anew has the mode of the one before it, whatever the umask is by then."""
+    """A new file gets the mode of the one before it, whatever the umask is by then."""
     path = tmp_path / "log"
     before = os.umask(0o022)
     try:
@@ -139,7 +139,7 @@ def test_mode(tmp_path: Path) -> None:
 @pytest.mark.unix
 @pytest.mark.parametrize("mask", [0o077, 0o027, 0o000])
 def test_mode_that_is_asked_for(tmp_path: Path, mask: int) -> None:
-    """New files lack the bits of a given umask, whatever the process's own and the old file's."""
+    """With an explicit umask, neither the process's umask nor the old file's mode counts."""
     path = tmp_path / "log"
     path.write_bytes(b"before\n")
     path.chmod(0o644)
@@ -161,7 +161,7 @@ def test_mode_that_is_asked_for(tmp_path: Path, mask: int) -> None:
 
 @pytest.mark.unix
 def test_file_system_without_modes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A new file is written even if its mode cannot be set, as on a FAT."""
+    """A new file is written even if its mode cannot be set, as on FAT."""
 
     def fchmod(file: int, mode: int) -> None:
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
@@ -177,7 +177,7 @@ def test_file_system_without_modes(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.unix
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_standard_descriptor_that_is_free(tmp_path: Path, number: int) -> None:
-    """The file leaves it alone, for a daemonizing twistd would replace it."""
+    """The file never takes descriptor 0, 1 or 2, which a daemonizing twistd would replace."""
     before = os.dup(number)
     os.close(number)
     try:
@@ -196,7 +196,7 @@ def test_standard_descriptor_that_is_free(tmp_path: Path, number: int) -> None:
 @pytest.mark.unix
 @pytest.mark.parametrize("device", ["/dev/full", "/dev/null"])
 def test_path_that_leads_to_a_device_no_longer(tmp_path: Path, device: str) -> None:
-    """The first file may be a device; the next write finds where the path leads by then."""
+    """If the first file was a device, the next write follows the path to another file."""
     path = tmp_path / "log"
     path.symlink_to(device)
     file = LogFile(path)
@@ -216,7 +216,7 @@ def test_path_that_leads_to_a_device_no_longer(tmp_path: Path, device: str) -> N
 
 @pytest.mark.unix
 def test_path_that_leads_to_a_device(tmp_path: Path) -> None:
-    """That is no rotation: the old file is written as long as it has a name; then it fails."""
+    """A path that now leads to a device is no rotation: the old file is written."""
     path, old = tmp_path / "log", tmp_path / "old"
     file = LogFile(path)
     assert file.write(b"one\n", 0) == 4
@@ -245,7 +245,7 @@ def test_path_that_leads_to_a_device(tmp_path: Path) -> None:
 
 @pytest.mark.unix
 def test_rotation_that_is_undone(tmp_path: Path) -> None:
-    """A path that leads to the open file again is as good as before."""
+    """A path that leads to the open file again is not stale."""
     folder, moved = tmp_path / "folder", tmp_path / "moved"
     folder.mkdir()
     file = LogFile(folder / "log")
@@ -289,7 +289,7 @@ def test_removed_file_that_its_path_still_leads_to(tmp_path: Path) -> None:
 
 @pytest.mark.unix
 def test_path_out_of_reach(tmp_path: Path) -> None:
-    """What is open is written to as long as it is somewhere, which is said once; then it fails."""
+    """If the path is out of reach, the open file is written until it is removed; logged once."""
     folder, moved = tmp_path / "folder", tmp_path / "moved"
     folder.mkdir()
     file = LogFile(folder / "log")
@@ -316,7 +316,7 @@ def test_path_out_of_reach(tmp_path: Path) -> None:
 
 
 def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half a line is taken back; what stays are whole lines, or it fails."""
+    """On a full disk, a partial line is removed; if no whole line fits, the write fails."""
     path = tmp_path / "log"
     disk = Disk(monkeypatch, room=6)
     file = LogFile(path)
@@ -332,7 +332,7 @@ def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_disk_that_gets_full_between_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """There is nothing to take back."""
+    """If the disk is full at the end of a line, nothing is removed."""
     Disk(monkeypatch, room=4)
     file = LogFile(tmp_path / "log")
     assert file.write(b"one\ntwo\n", 0) == 4
@@ -341,7 +341,7 @@ def test_disk_that_gets_full_between_lines(tmp_path: Path, monkeypatch: pytest.M
 
 
 def cannotTruncate(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let files be append-only."""
+    """Make ftruncate fail, as on append-only files."""
 
     def ftruncate(file: int, size: int) -> None:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
@@ -350,7 +350,7 @@ def cannotTruncate(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def cannotLock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the file system have no locks."""
+    """Make flock fail, as on a file system without locks."""
 
     def flock(file: int, operation: int) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
@@ -359,7 +359,7 @@ def cannotLock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def noLocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the system have no locks, as Windows."""
+    """Remove fcntl, as on Windows."""
     monkeypatch.setattr(module, "_fcntl", None)
 
 
@@ -368,7 +368,7 @@ def noLocks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_half_a_line_that_cannot_be_taken_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: Any
 ) -> None:
-    """Half a line stays where others could lose by its removal, and is continued there."""
+    """A partial line that cannot be removed safely stays, and the next write continues it."""
     path = tmp_path / "log"
     disk = Disk(monkeypatch, room=6)
     way(monkeypatch)
@@ -381,7 +381,7 @@ def test_half_a_line_that_cannot_be_taken_back(
 
 
 def test_rest_of_a_line_that_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only as much is taken back as this write has written."""
+    """Only bytes of this write are removed, not those of the one before."""
     path = tmp_path / "log"
     file = LogFile(path)
     assert file.write(b"one", 0) == 3
@@ -396,7 +396,7 @@ def test_rest_of_a_line_that_does_not_fit(tmp_path: Path, monkeypatch: pytest.Mo
 def test_whole_or_not_at_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int, written: bool
 ) -> None:
-    """What is wanted whole is not written in part, even if that were whole lines."""
+    """C{whole=True} writes all lines or none."""
     path = tmp_path / "log"
     file = LogFile(path)
     assert file.write(b"zero\n", 0) == 5
@@ -411,7 +411,7 @@ def test_whole_or_not_at_all(
 
 
 def test_whole_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a part could not be taken back, nothing is written."""
+    """C{whole=True} writes nothing without a lock, because a part could not be removed."""
     noLocks(monkeypatch)
     file = LogFile(tmp_path / "log")
     with pytest.raises(OSError, match="No locks available"):
@@ -422,7 +422,7 @@ def test_whole_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.unix
 def test_another_log_on_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While half a line is taken back nobody else appends, so that nothing of theirs is cut off."""
+    """The lock keeps other logs from appending while a partial line is removed."""
     fcntl = pytest.importorskip("fcntl")
     path = tmp_path / "log"
     file, other = LogFile(path), LogFile(path)
@@ -438,13 +438,13 @@ def test_another_log_on_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     flock, ftruncate = fcntl.flock, os.ftruncate
 
     def lock(descriptor: int, operation: int) -> None:
-        """Tell when the other log has come as far as the lock."""
+        """Signal that the other log waits for the lock."""
         if threading.current_thread() is thread:
             tried.set()
         flock(descriptor, operation)
 
     def truncate(descriptor: int, size: int) -> None:
-        """Let the other log append, if it can, between the look at the size and the cut."""
+        """Let the other log try to append between the check of the size and the truncation."""
         disk.room = 100
         thread.start()
         assert tried.wait(20)
@@ -463,13 +463,13 @@ def test_another_log_on_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_others_who_append_after_half_a_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was appended without the lock is not cut off."""
+    """Bytes that another process appended without the lock are not cut off."""
     path = tmp_path / "log"
     writes = iter([2, 0])
     write = os.write
 
     def disturbed(file: int, data: Any) -> int:
-        """Write a part; then have no room, after somebody else appended."""
+        """Write a part; then fail, after another process has appended."""
         count = next(writes)
         if not count:
             with path.open("ab") as other:
@@ -488,7 +488,7 @@ def test_others_who_append_after_half_a_line(
 
 @pytest.mark.unix
 def test_standard_output(output: Output) -> None:
-    """A dash is descriptor 1, whatever sys.stdout is by now; it is never closed or reopened."""
+    """C{-} is descriptor 1, whatever sys.stdout is; it is never closed or reopened."""
     reader, writer = os.pipe()
     output.become(writer)
     file = LogFile("-")
@@ -503,7 +503,7 @@ def test_standard_output(output: Output) -> None:
 
 @pytest.mark.unix
 def test_standard_output_that_was_removed(tmp_path: Path, output: Output) -> None:
-    """A file behind a shell's > that has lost its name cannot be written; one without may be."""
+    """A removed file behind a shell's > fails; a file that never had a name does not."""
     output.become(os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT))
     file = LogFile("-")
     assert file.write(b"one\n", 0) == 4
@@ -514,7 +514,7 @@ def test_standard_output_that_was_removed(tmp_path: Path, output: Output) -> Non
 
 
 def test_standard_output_that_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever descriptor 1 is by now, it is not standard output."""
+    """If descriptor 1 was closed at the start, C{-} is an error, whatever descriptor 1 is now."""
     monkeypatch.setattr(sys, "__stdout__", None)
     with pytest.raises(OSError, match="standard output is closed"):
         LogFile("-")
@@ -524,7 +524,7 @@ def test_standard_output_that_is_closed(monkeypatch: pytest.MonkeyPatch) -> None
 def test_file_that_a_shell_opened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: Output
 ) -> None:
-    """Where half a line was taken back behind a shell's >, the next write leaves no hole."""
+    """After a partial line was removed behind a shell's >, the next write leaves no hole."""
     path = tmp_path / "log"
     output.become(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600))
     file = LogFile("-")
@@ -537,7 +537,7 @@ def test_file_that_a_shell_opened(
 
 @pytest.mark.unix
 def test_pipe_that_does_not_block(monkeypatch: pytest.MonkeyPatch, output: Output) -> None:
-    """A full one is no error: there is room for nothing, until its reader goes on."""
+    """A full non-blocking pipe takes 0 bytes, without an error."""
     monkeypatch.setattr(module, "PIPE_TIMEOUT", 0)
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -556,14 +556,14 @@ def test_pipe_that_does_not_block(monkeypatch: pytest.MonkeyPatch, output: Outpu
 
 @pytest.mark.unix
 def test_pipe_that_nobody_reads(fifo: Path) -> None:
-    """It is an error at the start, instead of a process that waits for ever."""
+    """A named pipe without a reader is an error at the start."""
     with pytest.raises(OSError, match="No such device or address"):
         LogFile(fifo)
 
 
 @pytest.mark.unix
 def test_pipe_whose_name_is_gone(fifo: Path, reader: int) -> None:
-    """It goes on in the pipe as long as that is read, or until another has its name."""
+    """A pipe without a name is written while it has a reader, or until another has its name."""
     file = LogFile(fifo)
     fifo.unlink()
     assert file.write(b"one\n", 0) == 4
@@ -580,7 +580,7 @@ def test_pipe_whose_name_is_gone(fifo: Path, reader: int) -> None:
 
 @pytest.mark.unix
 def test_whole_lines_for_a_pipe(fifo: Path, reader: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pipe gets as many whole lines as it takes at once, or a part of one that is longer."""
+    """A pipe gets as many whole lines as fit at once, or a part of a line that is longer."""
     monkeypatch.setattr(module, "_PIPE_BUF", 10)
     file = LogFile(fifo)
     lines = b"one\ntwo\nthree\n" + b"x" * 15 + b"\n"
@@ -595,7 +595,7 @@ def test_whole_lines_for_a_pipe(fifo: Path, reader: int, monkeypatch: pytest.Mon
 
 @pytest.mark.unix
 def test_reader_that_goes_away(fifo: Path, reader: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pipe is let go of, and the next reader gets what comes then, even the rest of a line."""
+    """After its reader has gone, a pipe is closed; the next reader gets the rest."""
     monkeypatch.setattr(module, "_PIPE_BUF", 3)
     file = LogFile(fifo)
     assert file.write(b"line\n", 0) == 3
@@ -614,7 +614,7 @@ def test_reader_that_goes_away(fifo: Path, reader: int, monkeypatch: pytest.Monk
 
 
 def test_system_without_nonblocking_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where files cannot be opened without waiting, they are opened as they are."""
+    """Without O_NONBLOCK, files are opened blocking."""
     monkeypatch.delattr(os, "O_NONBLOCK", raising=False)
     file = LogFile(tmp_path / "log")
     file.write(b"one\n", 0)
@@ -624,7 +624,7 @@ def test_system_without_nonblocking_files(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.unix
 def test_somebody_else_who_locks_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever may read the file may lock it, and only delays the first write by that."""
+    """A lock that another process holds delays the first write only."""
     import fcntl
 
     monkeypatch.setattr(module, "LOCK_TIMEOUT", 0.01)
@@ -663,7 +663,7 @@ def test_somebody_else_who_locks_the_file(tmp_path: Path, monkeypatch: pytest.Mo
 def test_standard_stream(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, expected: int | None
 ) -> None:
-    """Whatever links lead to a standard descriptor, it is known; nothing else is."""
+    """A path that leads to a standard descriptor by any links is recognized; others are not."""
     monkeypatch.chdir(tmp_path)
     Path("folder").symlink_to(".")
     Path("link").symlink_to("folder/other")

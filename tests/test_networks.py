@@ -1,4 +1,4 @@
-"""Networks: which addresses are in one, in whatever way either is written."""
+"""Networks, and the addresses in them, in any notation."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from hello_listen._networks import Networks
     ],
 )
 def test_networks(network: str, inside: list[str], outside: list[str]) -> None:
-    """An address is in a network or not; mapped IPv4 is IPv4, and an interface counts if named."""
+    """An address is in a network or not; mapped IPv4 is IPv4, and a named interface counts."""
     networks = Networks([network])
     assert all(host in networks for host in inside)
     assert not any(host in networks for host in outside)
 
 
 def test_several() -> None:
-    """One of several networks is enough; none has no address."""
+    """An address is in a set of networks if it is in one of them."""
     networks = Networks(["192.0.2.7", "2001:db8::/32"])
     assert "192.0.2.7" in networks
     assert "2001:db8::9" in networks
@@ -59,7 +59,7 @@ def test_several() -> None:
     ],
 )
 def test_what_is_not_a_network(text: str, hint: str) -> None:
-    """It is an error that quotes it, with what was perhaps meant."""
+    """A text that is no network is an error that quotes it, with a suggestion."""
     with pytest.raises(ValueError, match="not a network") as raised:
         Networks([text])
     assert str(raised.value) == f"not a network: {text!r}{hint}"
@@ -70,7 +70,7 @@ addresses = st.ip_addresses(v=4) | st.ip_addresses(v=6).filter(lambda host: not 
 
 @given(addresses, addresses, st.integers(0, 128))
 def test_any_address(host: object, other: object, bits: int) -> None:
-    """Without mapped addresses, it is what Python's ipaddress says."""
+    """Except for mapped addresses, the answer is that of Python's ipaddress."""
     network = ip_network(f"{other}/{min(bits, ip_address(str(other)).max_prefixlen)}", strict=False)
     if getattr(network.network_address, "ipv4_mapped", None) is None:
         assert (str(host) in Networks([str(network)])) == (ip_address(str(host)) in network)

@@ -26,7 +26,7 @@ def problems(events: list[Any]) -> list[str | None]:
 
 
 class Slow:
-    """An observer whose calls end when the test says so."""
+    """An observer whose calls end when a test says so."""
 
     def __init__(self) -> None:
         self.ends: list[Deferred[None]] = []
@@ -41,7 +41,7 @@ class Slow:
 
 
 def test_coroutine_is_run() -> None:
-    """An observer that is an C{async def} function runs, at once as far as it can."""
+    """An C{async def} observer is run."""
     seen: list[Connection] = []
 
     async def observe(connection: Connection) -> None:
@@ -53,7 +53,7 @@ def test_coroutine_is_run() -> None:
 
 @pytest.mark.parametrize("late", [False, True])
 def test_failure_names_the_connection(late: bool) -> None:
-    """What a coroutine or a Deferred fails with is logged, with the connection."""
+    """The failure of a coroutine or Deferred is logged with the connection."""
     gates: list[Deferred[None]] = []
 
     def observeLater(connection: Connection) -> Deferred[None]:
@@ -73,7 +73,7 @@ def test_failure_names_the_connection(late: bool) -> None:
 
 
 def test_a_deferred_is_left_to_its_owner() -> None:
-    """The result of a Deferred that an observer returned reaches callbacks that it adds later."""
+    """A callback that an observer adds to its Deferred later gets the result."""
     returned: Deferred[int] = Deferred()
     factory = HelloFactory(lambda connection: returned)
     for _ in range(2):
@@ -85,7 +85,7 @@ def test_a_deferred_is_left_to_its_owner() -> None:
 
 
 def test_bound() -> None:
-    """1,000 coroutines are under way at most; for how many connections there were none is said."""
+    """While 1,000 calls are unfinished, no coroutine is run; their number is logged."""
     slow = Slow()
     factory = HelloFactory(slow)
     with capturedLogs() as events:
@@ -104,7 +104,7 @@ def test_bound() -> None:
 
 
 def test_stop_waits_for_coroutines() -> None:
-    """A service waits for what its observers began before it closes them."""
+    """A service waits for unfinished calls before it closes the observers."""
     order: list[str] = []
 
     class Observer(Slow):
@@ -123,7 +123,7 @@ def test_stop_waits_for_coroutines() -> None:
 
 
 def test_stop_does_not_wait_for_ever() -> None:
-    """After 5 seconds, the stop says how many were left, and how many were not run."""
+    """After 5 seconds, the stop logs how many calls are unfinished, and how many were not run."""
     clock, slow, calls = Clock(), Slow(), ObserverCalls()
     with capturedLogs() as events:
         for _ in range(MAX_UNFINISHED + 1):
@@ -140,7 +140,7 @@ def test_stop_does_not_wait_for_ever() -> None:
 
 
 def test_behind_summaries() -> None:
-    """An C{async def} observer behind Summaries runs, for summaries too; its close comes last."""
+    """An C{async def} observer behind Summaries is run for summaries, too; its close comes last."""
     slow, clock = Slow(), Clock()
     summaries = Summaries(slow, 1, reactor=clock)
     factory = HelloFactory(summaries)
@@ -156,7 +156,7 @@ def test_behind_summaries() -> None:
 
 @pytest.mark.parametrize("observer", [None, [print], "print", ConnectionLog])
 def test_no_observer(observer: Any) -> None:
-    """What cannot be called with a connection, or is a class, is refused at once."""
+    """An object that cannot be called, or a class, is refused at once."""
     with pytest.raises(TypeError, match="not an observer: "):
         HelloFactory(observer)
     with pytest.raises(TypeError, match="not an observer: "):
@@ -164,7 +164,7 @@ def test_no_observer(observer: Any) -> None:
 
 
 def test_other_results_are_ignored() -> None:
-    """A plain function may return what it likes."""
+    """Other results of a function are ignored."""
     seen: list[Connection] = []
     with capturedLogs() as events:
         HelloFactory(lambda connection: 7, seen.append).established(CLIENT, SERVER)

@@ -61,7 +61,7 @@ def log(tmp_path: Path) -> Path:
     ],
 )
 def test_errors(tmp_path: Path, arguments: list[str], reason: str) -> None:
-    """What keeps the report from being made is one line that names it, and status 2."""
+    """If no report can be made, one line says why, and the status is 2."""
     write(tmp_path / "log", Run().connection())
     status, out, err = run(*(argument.format(tmp_path) for argument in arguments))
     *usage, line = err.splitlines()
@@ -72,7 +72,7 @@ def test_errors(tmp_path: Path, arguments: list[str], reason: str) -> None:
 
 
 def test_times(tmp_path: Path) -> None:
-    """A period can begin some time ago, or with a day."""
+    """--since takes durations and dates."""
     now = datetime.now(timezone.utc)
     midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
     moments = {
@@ -103,7 +103,7 @@ def test_times(tmp_path: Path) -> None:
 
 
 def test_help() -> None:
-    """The help tells each exit status, and how a time is given."""
+    """--help explains each exit status and the forms of a time."""
     status, out, _ = run("--help")
     assert status == 0
     assert re.findall(r"^  (\d)  ", out, re.MULTILINE) == ["0", "1", "2", "3"]
@@ -128,7 +128,7 @@ def test_without_geo_extra(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_drawing_over_something_else(log: Path, tmp_path: Path) -> None:
-    """Nothing but a drawing is overwritten: in --svg connections.jsonl*, the first is a log."""
+    """--svg overwrites drawings only: a shell may expand --svg connections.jsonl* to a log."""
     before = log.read_bytes()
     other = write(tmp_path / "other", Run())
     (tmp_path / "link").symlink_to(log)
@@ -158,7 +158,7 @@ def test_drawing_anew(log: Path, tmp_path: Path) -> None:
 
 @contextmanager
 def fileSize(limit: int) -> Iterator[None]:
-    """Let no file grow larger, as on a full disk."""
+    """Limit the size of files, as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     try:
@@ -179,7 +179,7 @@ def test_no_half_drawing(tmp_path: Path) -> None:
 
 @pytest.mark.unix
 def test_no_room(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where there is no room for the table, that is said, and nothing is left of it."""
+    """If the temporary table does not fit, one line says so, and it is removed."""
     process = Run()
     for number in range(20_000):
         process.connection(f"192.0.2.{number * 7919 % 251}")
@@ -195,7 +195,7 @@ def test_no_room(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.unix
 def test_no_standard_output(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a standard output, that is said."""
+    """A closed standard output is an error."""
     err = io.StringIO()
     monkeypatch.setattr(sys, "stderr", err)
     monkeypatch.setattr(sys, "stdout", None)
@@ -204,7 +204,7 @@ def test_no_standard_output(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_standard_error(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a standard error, notes do not get among the JSON."""
+    """With a closed standard error, notes do not go into the JSON."""
     log.write_text(f"torn\n{log.read_text()}")
     out = io.StringIO()
     monkeypatch.setattr(sys, "stdout", out)
@@ -215,7 +215,7 @@ def test_no_standard_error(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.unix
 def test_full_output(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A report that cannot be written is no success."""
+    """A report that cannot be written is an error."""
     err = io.StringIO()
     with open("/dev/full", "w") as output:
         monkeypatch.setattr(sys, "stdout", output)
@@ -226,7 +226,7 @@ def test_full_output(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.unix
 def test_reader_gone(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A reader that has enough, as head, ends the report quietly."""
+    """A reader that closes the pipe, as head does, ends the report quietly."""
     write(log, Run().connection().vanish().connection())
     reader, writer = os.pipe()
     os.close(reader)
@@ -240,7 +240,7 @@ def test_reader_gone(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_interrupted(
     tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A signal ends the report, also while it waits for a pipe, and nothing is left of it."""
+    """A signal ends the report, also in a wait for a pipe; temporary files are removed."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     before = signal.getsignal(number)
     reader, writer = os.pipe()
@@ -262,7 +262,7 @@ def test_interrupted(
 
 
 def test_stopped(tmp_path: Path) -> None:
-    """A signal between two queries is heeded as well."""
+    """A signal between two queries ends the report."""
     with closing(database.Database(str(tmp_path))) as stopped:
         stopped.stop()
         with pytest.raises(duckdb.InterruptException):
@@ -281,7 +281,7 @@ def test_ignored_signal(log: Path) -> None:
 
 
 def test_stopped_between_rows(tmp_path: Path) -> None:
-    """A signal is heeded while the rows of a query are taken, of which there may be millions."""
+    """A signal ends the report while it fetches rows, which may be millions."""
     process = Run()
     for number in range(10_001):
         process.connection(f"10.0.{number >> 8}.{number & 255}")

@@ -1,4 +1,4 @@
-"""What the report reads: any name, whatever a crash or a mistake left of a file, and pipes."""
+"""The report's input: file names, damaged files, and pipes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def log(tmp_path: Path) -> Path:
 
 
 def flipped(data: bytes, at: int) -> bytes:
-    """Return data with one of its bytes changed."""
+    """Return data with one byte changed."""
     return data[:at] + bytes([data[at] ^ 0x55]) + data[at:][1:]
 
 
@@ -90,7 +90,7 @@ def between(middle: bytes) -> bytes:
 def test_damaged(
     log: Path, tmp_path: Path, make: Callable[[], bytes], reason: str, records: int
 ) -> None:
-    """A damaged file is named, as is what is wrong with it. What can be read of it counts."""
+    """A damaged file is named with the reason, and its readable records count."""
     bad = tmp_path / "bad"
     bad.write_bytes(make())
     found = answer(bad, log)
@@ -103,7 +103,7 @@ def test_damaged(
 
 
 def test_unreadable(log: Path, tmp_path: Path) -> None:
-    """What cannot be read is named, and the rest is reported."""
+    """A file that cannot be read is named, and the rest is reported."""
     (tmp_path / "dangling").symlink_to("nowhere")
     (tmp_path / "empty.gz").touch()
     os.mkfifo(tmp_path / "fifo")
@@ -144,7 +144,7 @@ NAMES = (
 
 
 def test_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file's name is nothing but its name, whatever it could mean to a shell or DuckDB."""
+    """A file name is taken literally, whatever it means to a shell or to DuckDB."""
     monkeypatch.chdir(tmp_path)
     write(Path("it's 1.jsonl"), Run("1" * 12).connection())
     write(Path("aXb.jsonl"), Run("2" * 12).connection())
@@ -162,7 +162,7 @@ def test_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_temporary_folder(
     log: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor does it matter how the folder for temporary files is called."""
+    """The name of the temporary folder does not matter, either."""
     write(log, GOOD, Run("e" * 12).connection("2001:db8::1").close())
     expected = answer(log)
     (tmp_path / name).mkdir()
@@ -172,7 +172,7 @@ def test_temporary_folder(
 
 
 def test_patterns(tmp_path: Path) -> None:
-    """A pattern stands for the files that match it, and ** for folders."""
+    """A pattern matches files; ** matches folders, too."""
     for n, name in enumerate(("c.jsonl", "c.jsonl.1", "c.jsonl.2", "other", "folder/c.jsonl")):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         write(tmp_path / name, Run(f"{n:012}").connection().close())
@@ -182,7 +182,7 @@ def test_patterns(tmp_path: Path) -> None:
 
 
 def test_compressed(tmp_path: Path) -> None:
-    """Files may be compressed, in one go or in several, and padded, whatever they are called."""
+    """Compressed files are recognized by their content; several members and padding are fine."""
     expected = answer(write(tmp_path / "log", GOOD))
     lines = [line.encode() for line in GOOD.lines]
     parts = b"".join(map(gzip.compress, lines))
@@ -197,7 +197,7 @@ def test_compressed(tmp_path: Path) -> None:
 
 
 def test_compressed_log_of_any_size(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A log is read in parts, of which no more than one takes room at a time."""
+    """A compressed log is read in parts, one at a time on the disk."""
     monkeypatch.setattr(reading, "PART_SIZE", 1)
     large = Run("e" * 12)
     for _ in range(20_000):
@@ -211,7 +211,7 @@ def test_compressed_log_of_any_size(log: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_byte_order_mark(tmp_path: Path) -> None:
-    """An editor's byte order mark, or its ends of lines, cost no record."""
+    """A byte order mark or CRLF line ends cost no record."""
     expected = answer(write(tmp_path / "log", GOOD))
     content = "".join(GOOD.lines).replace("\n", "\r\n").encode()
     (tmp_path / "edited").write_bytes(b"\xef\xbb\xbf" + content)
@@ -219,7 +219,7 @@ def test_byte_order_mark(tmp_path: Path) -> None:
 
 
 def test_record_that_is_cut_anywhere(tmp_path: Path) -> None:
-    """Wherever a crash cuts a record, those before and after it count."""
+    """Wherever a crash truncates a record, those before and after it count."""
     process = Run().connection().cutAnywhere().close()
     found = answer(write(tmp_path / "log", process))
     assert (found["missing"], found["status"]) == (0, 0)
@@ -228,7 +228,7 @@ def test_record_that_is_cut_anywhere(tmp_path: Path) -> None:
 
 
 def test_torn(log: Path) -> None:
-    """Lines that no JSON parser takes are counted and told, and the others still count."""
+    """Lines that are no JSON are counted and reported; the others count."""
     process = Run().connection().connection().connection()
     whole = "".join(process.lines).encode()
     glued = whole.splitlines()[0] + b" garbage\n" + whole.splitlines()[0] + whole.splitlines()[0]
@@ -250,7 +250,7 @@ def test_torn(log: Path) -> None:
     ],
 )
 def test_log_of_twistd(log: Path, tmp_path: Path, head: str) -> None:
-    """Where -l stood before hello-listen, twistd wrote its own log: that is said."""
+    """For twistd's own log, as of -l before hello-listen, the report says so."""
     other = tmp_path / "twistd.log"
     other.write_text(f"{head}\n" * 9)
     reason = "Twisted's own log; the connection log is what -l names behind hello-listen"
@@ -262,14 +262,14 @@ def test_log_of_twistd(log: Path, tmp_path: Path, head: str) -> None:
 
 @pytest.mark.parametrize("start", ["2026-11-24T20:19:34+0000 [x] y\n", "garbage\n"])
 def test_mixed(log: Path, start: str) -> None:
-    """A connection log with other lines in it, as of standard output, is one."""
+    """A connection log may contain other lines, as from standard output."""
     log.write_text(start + "".join(GOOD.lines))
     found = answer(log)
     assert (found["problems"], found["lines.torn"], found["status"]) == ([], 1, 0)
 
 
 def test_many_problems(log: Path, tmp_path: Path) -> None:
-    """Twenty files that cannot be read are named, and more are counted."""
+    """Twenty unreadable files are named, and the others counted."""
     names = [tmp_path / f"none{n}" for n in range(50)]
     out = run(log, *names)[1]
     assert out.count("No such file") == 20
@@ -292,7 +292,7 @@ def feed(data: bytes) -> int:
 @pytest.mark.unix
 @pytest.mark.parametrize("name", ["-", "/dev/stdin", "/dev/fd/{0}", "/proc/self/fd/{0}"])
 def test_pipe(log: Path, name: str) -> None:
-    """A log can come from a pipe: standard input, or what a shell's <() opens."""
+    """A log can be read from standard input or a shell's <()."""
     expected = answer(log)
     kept = os.dup(0)
     try:
@@ -307,10 +307,10 @@ def test_pipe(log: Path, name: str) -> None:
 
 
 class Impatience(Event):
-    """An event that is set as soon as somebody has asked for it once."""
+    """An event that is set after it was asked for once."""
 
     def is_set(self) -> bool:
-        """Say whether it is set."""
+        """Return whether it is set."""
         found = super().is_set()
         self.set()
         return found
@@ -318,7 +318,7 @@ class Impatience(Event):
 
 @pytest.mark.unix
 def test_idle_pipe() -> None:
-    """A pipe in which nothing comes is waited for until nobody wants it any more."""
+    """Reading from a pipe without data ends when the report is stopped."""
     reader, writer = os.pipe()
     assert list(Input(f"/dev/fd/{reader}", isPlain=False).chunks(Impatience())) == []
     os.close(reader)
@@ -336,7 +336,7 @@ def test_stopped_database(tmp_path: Path) -> None:
 
 
 def test_standard_input(log: Path) -> None:
-    """Standard input may be a file, or closed, which is no empty log."""
+    """Standard input may be a file; a closed one is an error."""
     expected = answer(log)
     kept = os.dup(0)
     try:
@@ -354,7 +354,7 @@ def test_standard_input(log: Path) -> None:
 
 @pytest.mark.unix
 def test_nothing_read_without_permission(log: Path, tmp_path: Path) -> None:
-    """A file that this user may not read is named."""
+    """A file that the user may not read is named."""
     secret = write(tmp_path / "secret", GOOD)
     secret.chmod(0)
     assert run(log)[0] == 0  # What is imported may be out of that user's reach.

@@ -1,4 +1,4 @@
-"""What the report tells of runs: their counts, what is missing, and what cannot be known."""
+"""Runs in the report: their counts, missing records, and what is unknown."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def log(tmp_path: Path) -> Path:
 
 
 def test_closed(log: Path) -> None:
-    """A closed run has the counts that it closed with, though records were rotated away."""
+    """A closed run has the counts of its closing line, even if rotation removed records."""
     process = Run().connection().summary(5).lose(2, 7).connection().close()
     log.write_text("".join(process.lines[3:]))
     found = answer(log)
@@ -60,7 +60,7 @@ def test_closed(log: Path) -> None:
 
 
 def test_only_closed(log: Path) -> None:
-    """Where nothing is left of a run but its end, that is said, unless there was nothing more."""
+    """If only its closing line is left, a run's beginning is unknown, unless it is empty."""
     log.write_text(Run().connection().close().lines[-1])
     found = answer(log)
     assert (found["missing"], found["unknown"], found["status"]) == (0, 1, 3)
@@ -72,7 +72,7 @@ def test_only_closed(log: Path) -> None:
 
 @pytest.mark.parametrize("kept", [[0, 1, -1], [0, -1], [0, 1, 2, 4, -1]])
 def test_missing_end(log: Path, kept: list[int]) -> None:
-    """What a closed run numbered after the last record in the files is missing, of any kind."""
+    """Numbers after the last record, up to the closing line's, are missing."""
     process = Run().connection().connection().summary(40).lose(3, 3).connection().close()
     log.write_text("".join(process.lines[number] for number in kept))
     numbers = {1: 1, 2: 1, 3: 1, 4: 3, 5: 1}
@@ -82,13 +82,13 @@ def test_missing_end(log: Path, kept: list[int]) -> None:
 
 
 def test_missing_in_one_place_lost_in_another(log: Path) -> None:
-    """Holes in the middle and a lacking end are added up."""
+    """Gaps in the middle and at the end add up."""
     process = Run().connection().vanish(4).connection().vanish(3).close()
     assert answer(write(log, process))["missing"] == 7
 
 
 def test_lost_at_the_end(log: Path) -> None:
-    """What only the closing line tells of, since the disk was full, is lost and not missing."""
+    """Records that only the closing line tells of, after a full disk, are lost and not missing."""
     process = Run().connection().summary(5).lose(7, 9)
     del process.lines[-1]
     write(log, process.close())
@@ -104,7 +104,7 @@ def test_lost_at_the_end(log: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["connection", "summary", "lose"])
 def test_earlier_release(log: Path, kind: str) -> None:
-    """Without the last number, the counts show whether something is missing, if not how much."""
+    """Without C{sequence.last}, the counts show that records are missing, if not how many."""
     process = Run().connection().summary(5).lose(2, 9).connection()
     getattr(process, kind)(*((3, 3) if kind == "lose" else (9,) if kind == "summary" else ()))
     process.close(**{"sequence.last": None})
@@ -125,7 +125,7 @@ def test_earlier_release(log: Path, kind: str) -> None:
 
 
 def test_told_beginning(log: Path) -> None:
-    """Numbers told as not recorded are not missing, even if they come first."""
+    """Numbers in a gap record are not missing, even at the beginning."""
     process = Run().lose(3, 3).connection().close()
     log.write_text("".join(process.lines[1:]))
     found = answer(log)
@@ -134,7 +134,7 @@ def test_told_beginning(log: Path) -> None:
 
 
 def test_told_and_recorded(log: Path) -> None:
-    """A number that has a record and is told of as not recorded hides no other one."""
+    """A number with both a record and a gap record hides no missing one."""
     process = Run().connection().lose(5, 5).vanish().connection()
     process.sequence = 3
     process.connection().connection()
@@ -143,7 +143,7 @@ def test_told_and_recorded(log: Path) -> None:
 
 
 def test_told_twice_over(log: Path) -> None:
-    """Lines that tell of the same numbers hide no other ones."""
+    """Gap records that overlap hide no missing number."""
     process = Run().lose(5, 5)
     process.sequence = 3
     process.lose(4, 4).vanish(2).connection().close()
@@ -153,14 +153,14 @@ def test_told_twice_over(log: Path) -> None:
 
 
 def test_status(log: Path) -> None:
-    """The status tells missing, unknown and neither."""
+    """The exit status tells missing, unknown and neither."""
     assert run(write(log, Run().connection().close()))[0] == 0
     assert run(write(log, Run().connection()))[0] == 3
     assert run(write(log, Run().connection().vanish().connection()))[0] == 1
 
 
 def test_twice(log: Path, tmp_path: Path) -> None:
-    """What stands in a log and in its copy counts once, and that is said."""
+    """A log and its copy count once, and a note says so."""
     write(log, Run().connection().summary(5).lose(2, 3).vanish().connection().close())
     once = answer(log)
     write(tmp_path / "copy", Run().connection().summary(5).lose(2, 3).vanish().connection().close())
@@ -169,7 +169,7 @@ def test_twice(log: Path, tmp_path: Path) -> None:
 
 
 def test_same_file(log: Path, tmp_path: Path) -> None:
-    """A file that is named twice, or by a link, is read once: records without an id as well."""
+    """A file that is given twice, also by a link, is read once."""
     write(log, Run().connection().close(), Run(None).connection())
     (tmp_path / "link").symlink_to(log)
     os.link(log, tmp_path / "hard")
@@ -178,7 +178,7 @@ def test_same_file(log: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", range(6))
 def test_line_twice(log: Path, tmp_path: Path, number: int) -> None:
-    """A line of any kind counts once, also where a carrier gave it another timestamp."""
+    """A repeated line of any kind counts once, even with another timestamp."""
     process = Run().connection().lose(5, 5).vanish(5).summary(5).connection().close()
     once = answer(write(log, process))
     assert [once[name] for name in COUNTS] == [12, 2, 5, 5, 5]
@@ -190,7 +190,7 @@ def test_line_twice(log: Path, tmp_path: Path, number: int) -> None:
 
 
 def test_without_id(log: Path) -> None:
-    """Records of earlier releases, without an id, count among clients only: more may be missing."""
+    """Records without an id count among clients only; missing ones are unknown."""
     process = Run(None).connection("192.0.2.9").vanish().connection("192.0.2.9").lose(2, 2)
     found = answer(write(log, process))
     assert [found[name] for name in COUNTS] == [0, 0, 0, 0, 0]
@@ -202,7 +202,7 @@ def test_without_id(log: Path) -> None:
 
 
 def test_period(log: Path) -> None:
-    """A period counts what the records in it say; what is missing is the whole run's."""
+    """For a period, its records count; missing records are those of the whole run."""
     early, late = Run("0" * 12).connection(), Run("1" * 12).connection("192.0.2.1")
     late.vanish()
     for hour, client in enumerate(("192.0.2.2", "192.0.2.3", "192.0.2.4")):
@@ -225,7 +225,7 @@ def test_period(log: Path) -> None:
 
 
 def test_unknown_in_a_period(log: Path) -> None:
-    """What cannot be known of other times is no matter of the period."""
+    """With a period, only what is unknown within it matters."""
     process = Run().connection().connection()
     process.now = 60
     process.connection()
@@ -246,10 +246,10 @@ def test_unknown_in_a_period(log: Path) -> None:
 
 
 class Host:
-    """A host, as C{/proc} shows it to this process."""
+    """A host with processes, as C{/proc} shows it."""
 
     def __init__(self, proc: Path) -> None:
-        """Boot, and start this process and the first one."""
+        """Boot with two processes, one of them this one."""
         self.proc = proc
         (proc / f"{os.getpid()}/ns").mkdir(parents=True)
         (proc / f"{os.getpid()}/ns/pid").touch()
@@ -259,7 +259,7 @@ class Host:
         (proc / "sys/kernel/random/boot_id").write_text("f00\n")
 
     def start(self, pid: int, ticks: int, state: str = "S") -> dict[str, Any]:
-        """Start a process, and return what its run is known by."""
+        """Start a process, and return the facts that its log has."""
         fields = " ".join(map(str, range(4, 22)))
         (self.proc / str(pid)).mkdir(exist_ok=True)
         (self.proc / f"{pid}/stat").write_text(f"{pid} (a) b) {state} {fields} {ticks} 23\n")
@@ -275,14 +275,14 @@ def host(tmp_path: Path) -> Host:
 
 
 def test_open(host: Host) -> None:
-    """A run is open while the process lives that began it, whatever clocks say."""
+    """A run is open while its process lives, whatever the clocks say."""
     run = host.start(77, 1000)
     assert state(run, host.proc) == "open"
     assert state(run | {"closed": True}, host.proc) == "closed"
 
 
 def test_killed(host: Host) -> None:
-    """It was killed if that process is gone or a zombie, or another one has its number by now."""
+    """A run is killed if its process is gone or a zombie, or its id is another process's."""
     assert state(host.start(77, 1000) | {"pid": 78}, host.proc) == "killed"
     assert state(host.start(77, 1000, "Z"), host.proc) == "killed"
     run = host.start(1, 1000)  # As in a container, where each process is number 1.
@@ -302,12 +302,12 @@ def test_killed(host: Host) -> None:
     ],
 )
 def test_not_closed(host: Host, other: dict[str, Any]) -> None:
-    """Of processes of another boot or container, and of releases that do not tell, none is seen."""
+    """A run of another boot or container, or of an earlier release, is not closed."""
     assert state(host.start(77, 1000) | other, host.proc) == "not closed"
 
 
 def test_out_of_sight(host: Host) -> None:
-    """Where processes cannot be seen, or are those of another namespace, nothing can be said."""
+    """If C{/proc} does not show this namespace's processes, the state is unknown."""
     run = host.start(77, 1000)
     (host.proc / "1").rename(host.proc / "hidden")
     assert state(run, host.proc) == "not closed"
@@ -323,7 +323,7 @@ def test_out_of_sight(host: Host) -> None:
 
 @pytest.mark.unix
 def test_states(log: Path) -> None:
-    """Processes of this system are told by what the log says of them."""
+    """For runs of this system's processes, the log's facts decide."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     namespace = os.stat("/proc/self/ns/pid").st_ino
     lives = subprocess.Popen([sys.executable, "-c", "input()"], stdin=-1)

@@ -1,4 +1,4 @@
-"""What the report tells of clients, ports, errors and times, as text, as JSON and as a drawing."""
+"""Clients, ports, errors and times in the report: as text, JSON and a drawing."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def log(tmp_path: Path) -> Path:
 
 
 def tables(out: str) -> dict[str, list[list[str]]]:
-    """Return the tables of a report by their first title, each with its rows."""
+    """Return the report's tables by their first title."""
     found = {}
     for block in out.split("\n\n")[1:]:
         title, *rows = [re.split("  +", line.strip()) for line in block.splitlines()]
@@ -45,7 +45,7 @@ def tables(out: str) -> dict[str, list[list[str]]]:
 
 
 def test_clients(log: Path) -> None:
-    """Clients stand by their connections, with first, last, and the ports that they reached."""
+    """Clients are sorted by connections, with first, last and their server ports."""
     process = Run()
     for second, port in enumerate((80, 7878, 443, 80)):
         process.now = second * 60
@@ -88,7 +88,7 @@ def test_clients(log: Path) -> None:
 
 
 def test_top(log: Path) -> None:
-    """The others are counted, where not all are shown."""
+    """Clients beyond --top are counted."""
     process = Run()
     for number in range(1, 62):
         process.connection(f"192.0.2.{number}").summary(number, f"192.0.2.{number}")
@@ -107,7 +107,7 @@ def test_top(log: Path) -> None:
 
 
 def test_sort(log: Path) -> None:
-    """Who is new, or came last, can stand at the top."""
+    """--sort puts the newest or latest clients on top."""
     process = Run()
     for second, client in enumerate("abcbac"):
         process.now = second
@@ -125,7 +125,7 @@ def test_sort(log: Path) -> None:
 
 
 def test_ports(log: Path) -> None:
-    """Ports are sorted as numbers and never cut, and those that have no room are counted."""
+    """Ports are sorted as numbers and never truncated; those that do not fit are counted."""
     process = Run()
     for port in [*range(50001, 50010), 8080, 9000]:
         process.connection("192.0.2.1", **{"server.port": port})
@@ -144,7 +144,7 @@ def test_ports(log: Path) -> None:
 
 
 def test_servers_and_errors(log: Path) -> None:
-    """Connections are told by the port that they reached, and by what was wrong with them."""
+    """Connections are counted by server port and by error."""
     process = Run().connection("192.0.2.1").connection("192.0.2.1").connection("192.0.2.2")
     process.now = 60
     process.connection("192.0.2.3", **{"server.port": 80, "error.type": "proxy_header_invalid"})
@@ -182,7 +182,7 @@ def test_servers_and_errors(log: Path) -> None:
 
 
 def test_ipv6(log: Path) -> None:
-    """A /64 is one client. One that has one address, as far as is known, is shown as that."""
+    """A /64 is one client; one with a single known address is shown as that address."""
     process = Run()
     for host in ("1", "2", "2"):
         process.connection(f"2001:db8:0:1::{host}")
@@ -222,7 +222,7 @@ CLIENTS: list[IAddress] = [
 
 
 def test_identity(log: Path) -> None:
-    """Clients are told apart as summaries tell them apart, with and without records of each."""
+    """The report identifies clients as summaries do."""
     server = IPv4Address("TCP", "192.0.2.99", 7878)
     for perClient in (0, 1, 9):
         records: list[Connection] = []
@@ -248,7 +248,7 @@ def test_identity(log: Path) -> None:
 
 
 def addresses() -> Iterator[str]:
-    """Yield IPv6 addresses of all forms, and texts that look like one."""
+    """Yield IPv6 addresses in all forms, and similar texts."""
     random = Random(7)
     for number in range(20_000):
         groups = [random.choice((0, 0, 1, 0x20, 0xFFFF, random.getrandbits(16))) for _ in range(8)]
@@ -273,7 +273,7 @@ def addresses() -> Iterator[str]:
 
 
 def test_identity_of_any_address(log: Path) -> None:
-    """Of IPv6 addresses in any form, and of what is none, the client is the same as elsewhere."""
+    """For any text, the report's SQL and C{clientIdentity} agree."""
     process, expected = Run(None), Counter[str]()
     for address in addresses():
         process.connection(address)
@@ -285,7 +285,7 @@ def test_identity_of_any_address(log: Path) -> None:
 
 
 def test_unix_client_that_is_named_as_an_address(log: Path) -> None:
-    """A UNIX client is not the TCP client of that name, in no table."""
+    """A UNIX client named like an address is no TCP client, in any table."""
     process = Run().connection("203.0.113.7").connection("203.0.113.7")
     process.connection("203.0.113.7", **{"network.transport": "unix"})
     process.summary(5, "203.0.113.7", **{"network.transport": "unix"})
@@ -304,7 +304,7 @@ def test_unix_client_that_is_named_as_an_address(log: Path) -> None:
     ],
 )
 def test_bars(log: Path, step: int, count: int, unit: str, first: str, last: str) -> None:
-    """The span chooses what a bar is; the longest is the most; empty times in between are short."""
+    """The span chooses the unit of the bars; the longest bar is the maximum; gaps are short."""
     process = Run()
     for number in range(count):
         process.now = number * step
@@ -336,7 +336,7 @@ def test_bars(log: Path, step: int, count: int, unit: str, first: str, last: str
 
 
 def test_seconds(log: Path) -> None:
-    """Times have seconds where the span is short."""
+    """Times have seconds if the span is short."""
     process = Run().connection()
     process.now = 7200
     out = run(write(log, process.connection()))[1]
@@ -349,7 +349,7 @@ def test_seconds(log: Path) -> None:
 
 @pytest.mark.parametrize("content", ["", "\n"])
 def test_nothing(log: Path, content: str) -> None:
-    """A log without a record is no error, and its drawing is one without bars."""
+    """A log without connections is no error; its drawing has no bars."""
     log.write_text(content)
     found = answer(log)
     assert (found["connections"], found["runs"], found["status"]) == (0, [], 0)
@@ -361,7 +361,7 @@ def test_nothing(log: Path, content: str) -> None:
 
 
 def test_many_runs(log: Path) -> None:
-    """Of many runs, the text has the newest and those with something missing, and few notes."""
+    """With many runs, the text has the newest, those with missing records, and few notes."""
     runs = []
     for number in range(50):
         runs.append(Run(f"{number:012}").connection().vanish(number == 3).connection())
@@ -376,7 +376,7 @@ def test_many_runs(log: Path) -> None:
 
 
 def test_hostile(log: Path) -> None:
-    """Nothing in a log can break the terminal or the drawing; scripts get it whole."""
+    """Text from a log is escaped in the terminal and the drawing, and whole in JSON."""
     process = Run(HOSTILE, **{"host.name": HOSTILE * 99})
     process.connection(HOSTILE, **{"server.port": None, "server.address": HOSTILE})
     process.connection("<&>" + "x" * 10_000, **{"error.type": HOSTILE})
@@ -394,7 +394,7 @@ def test_hostile(log: Path) -> None:
 
 
 def test_forged(log: Path) -> None:
-    """Forged records change what is counted, and keep nobody from the report."""
+    """Forged records change counts, but do not stop the report."""
     process = Run()
     forgeries: dict[str, list[Any]] = {
         "timestamp": ["infinity", "290000-01-01", "0044-03-15 (BC)", "0001-01-01", 5],
@@ -425,7 +425,7 @@ def test_forged(log: Path) -> None:
 
 
 def test_places(log: Path, tmp_path: Path) -> None:
-    """Clients have a country and a network, and the connections are counted by both."""
+    """Clients have a country and a network, and connections are counted by both."""
     process = Run()
     for client, count in (
         ("198.51.100.7", 5), ("198.51.100.200", 4), ("198.51.100.8", 1), ("203.0.113.9", 3),
@@ -480,7 +480,7 @@ def test_places(log: Path, tmp_path: Path) -> None:
 
 
 def test_one_kind_of_places(log: Path, tmp_path: Path) -> None:
-    """Without a database of networks or of countries, there is nothing about those."""
+    """Without a database of networks, or of countries, their columns are absent."""
     write(log, Run().connection("198.51.100.7").close())
     for path, there, absent in (
         (geodata.countries(tmp_path), "country", "network"),
@@ -496,7 +496,7 @@ def test_one_kind_of_places(log: Path, tmp_path: Path) -> None:
 
 
 def test_damaged_places(log: Path, tmp_path: Path) -> None:
-    """A database that is found to be damaged while the report is made is an error."""
+    """Damage of a database that is found while reporting is an error."""
     records = {
         f"10.{n >> 8}.{n & 255}.0/24": geodata.system(n, f"Name {n:04}") for n in range(1200)
     }
@@ -508,7 +508,7 @@ def test_damaged_places(log: Path, tmp_path: Path) -> None:
 
 
 def test_places_without_times(log: Path, tmp_path: Path) -> None:
-    """Connections without a time count among their country, which has one if any has."""
+    """Connections without a time are counted by country, too."""
     process = Run(None)
     for time in (None, at(5), None, at(3)):
         process.connection("198.51.100.7", timestamp=time)
@@ -521,7 +521,7 @@ def test_places_without_times(log: Path, tmp_path: Path) -> None:
 
 
 def test_ports_of_summaries(log: Path) -> None:
-    """The ports that a summary names count; a forged one names no more than it counts."""
+    """The ports in a summary count, but never more connections than its count."""
     process = Run()
     process.summary(5, "192.0.2.7", **{"server.port": 23})
     process.summary(9, "192.0.2.7", **{"server.ports": {"80": 4, "23": 3}})
@@ -543,7 +543,7 @@ def test_ports_of_summaries(log: Path) -> None:
 
 
 def test_ports_of_real_summaries(log: Path) -> None:
-    """The report counts by port what the summaries of a real scan have in all."""
+    """The ports of a real scan's summaries add up to all its connections."""
     records: list[Any] = []
     summaries = Summaries(records.append, 0, reactor=Clock())
     for port in range(1, 100):

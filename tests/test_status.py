@@ -1,4 +1,4 @@
-"""What the status resource answers, asked over HTTP in memory."""
+"""The status resource and its site, over HTTP in memory."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ PROXY = IPv4Address("TCP", "10.0.0.2", 40112)
 
 @dataclass
 class Log:
-    """The figures of a connection log."""
+    """The counts of a connection log."""
 
     connections: int = 7
     recorded: int = 7
@@ -68,7 +68,7 @@ class Log:
 
 @dataclass
 class Service:
-    """What listens where."""
+    """The listening endpoints of a service."""
 
     listening: list[tuple[str, IAddress | None]]
     headersWaiting: int = 0
@@ -88,14 +88,14 @@ def status(log: Log | None = None, address: IAddress | None = SERVER, **options:
 
 
 class Transport(StringTransport):
-    """A transport whose peer takes what is written, unless it is told not to."""
+    """A transport whose peer reads all that is written, unless a test says otherwise."""
 
     bufferSize = 2**16
     takes = True
     unsent = 0
 
     def write(self, data: bytes) -> None:
-        """Send, or keep it and pause the producer if that is much, as Twisted's transports do."""
+        """Send, or buffer and pause the producer, as Twisted's transports do."""
         super().write(data)
         self.unsent += 0 if self.takes else len(data)
         if self.unsent > self.bufferSize:
@@ -103,7 +103,7 @@ class Transport(StringTransport):
             self.producer.pauseProducing()
 
     def take(self) -> None:
-        """Have the peer take everything."""
+        """Let the peer read everything."""
         self.unsent = 0
         self.producer.resumeProducing()
 
@@ -123,7 +123,7 @@ class HTTP:
         self.protocol.dataReceived("\r\n".join([*lines, "", ""]).encode("latin-1"))
 
     def answers(self) -> int:
-        """Return how many requests were answered."""
+        """Return the number of answered requests."""
         return self.transport.value().count(b"HTTP/1.1 ")
 
     def ask(
@@ -201,7 +201,7 @@ def test_page() -> None:
 
 
 def test_page_of_nobody() -> None:
-    """Before the first connection, the page says so, and what is not known is left out."""
+    """Before the first connection, the page says so, and omits unknown facts."""
     page = ask(StatusResource(Tally()))[1]
     assert page.count("Nobody has connected yet.") == 3
     assert "before" not in Parser(page).text
@@ -210,7 +210,7 @@ def test_page_of_nobody() -> None:
 
 
 def test_page_says_what_is_wrong() -> None:
-    """An endpoint that does not listen and a log that cannot be written are told first."""
+    """The page begins with endpoints that do not listen and a log that cannot be written."""
     page = ask(status(Log(lost=3, failing="No space left on device", waiting=1234), None)[0])[1]
     text = Parser(page).text
     assert "Not listening: tcp:7878" in text
@@ -220,7 +220,7 @@ def test_page_says_what_is_wrong() -> None:
 
 
 def test_page_marks_what_is_not_exact() -> None:
-    """Where clients were forgotten, their number and their connections are lower bounds."""
+    """After clients were forgotten, their number and connections are marked as lower bounds."""
     tally = Tally(2)
     for client in "abcd":
         tally(connection(client))
@@ -230,7 +230,7 @@ def test_page_marks_what_is_not_exact() -> None:
 
 
 def test_everything_filled() -> None:
-    """The page stays below 60 kB, however long the names of clients are."""
+    """With names of any length, the page stays below 60 kB."""
     resource, tally = status(Log())
     for number in range(1440):
         name = b"<" * 100 + b"%d" % (number % 30)
@@ -324,7 +324,7 @@ def test_last_connection_metric() -> None:
 
 
 def test_open_metrics() -> None:
-    """OpenMetrics for those who prefer it; without a service and a log, what is known."""
+    """Clients that prefer OpenMetrics get it; without service and log, those metrics are absent."""
     tally = Tally()
     tally(connection())
     accept = "application/openmetrics-text;version=1.0.0,text/plain;q=0.5"
@@ -338,7 +338,7 @@ def test_open_metrics() -> None:
 @settings(max_examples=50)
 @given(st.binary(min_size=1, max_size=107), st.binary(min_size=1, max_size=107))
 def test_names_stay_text(client: bytes, server: bytes) -> None:
-    """Whatever a UNIX client or a PROXY header names itself, is neither markup nor a metric."""
+    """A name of a UNIX client or in a PROXY header becomes neither markup nor a metric."""
     resource, tally = status()
     tally(connection())
     harmless = Parser(ask(resource)[1])
@@ -355,7 +355,7 @@ def test_names_stay_text(client: bytes, server: bytes) -> None:
 
 
 def test_health() -> None:
-    """All is well while every endpoint listens and the log can be written; else it says why not."""
+    """/healthz is 200 while all endpoints listen and the log can be written, else 503."""
     response, text = ask(status(Log())[0], "/healthz")
     assert (response.status, text) == (200, "OK\n")
     response, text = ask(status(Log(), None)[0], "/healthz")
@@ -366,7 +366,7 @@ def test_health() -> None:
 
 
 def test_waiting() -> None:
-    """Connections that wait for the minute's end or for the disk are not lost: each is counted."""
+    """Connections that are not yet summarized or written are counted as waiting, not as lost."""
     log = Log(connections=800, recorded=700, summarized=60, lost=10)
     resource, tally = status(log)
     for _ in range(1000):
@@ -384,7 +384,7 @@ def test_waiting() -> None:
 
 
 def test_chart_of_the_first_minutes() -> None:
-    """Charts begin where counting began, at the scale that they keep."""
+    """Charts begin where counting began, at a fixed scale."""
     clock = Clock()
     clock.advance(NOON + 65)
     tally = Tally(clock=clock.seconds)
@@ -399,7 +399,7 @@ def test_chart_of_the_first_minutes() -> None:
 
 
 def test_metrics_of_many_endpoints() -> None:
-    """Each server that listens has its series, and counts from 0, whatever was named before."""
+    """Each listening server has a series from 0, whatever other servers were counted before."""
     resource, tally = status()
     for port in range(200):
         tally(connection(server=IPv4Address("TCP", "203.0.113.9", port)))
@@ -441,7 +441,7 @@ def test_other_methods(method: str, path: str) -> None:
 
 @pytest.mark.parametrize("path", ["/nowhere", "/metrics/more", "/style.css/", "//", "/page.xml"])
 def test_other_paths(path: str) -> None:
-    """What is not there is not found."""
+    """Other paths are not found."""
     assert ask(status()[0], path)[0].status == 404
 
 
@@ -449,7 +449,7 @@ def test_other_paths(path: str) -> None:
 @pytest.mark.parametrize("method", ["GET", "POST"])
 @pytest.mark.parametrize("host", ["localhost", "attacker.example"])
 def test_headers(path: str, method: str, host: str) -> None:
-    """Every answer has the headers that keep browsers from being tricked, and tells no version."""
+    """Every answer has the security headers, and names no version."""
     response, _ = ask(status()[0], path, method=method, host=host)
     headers = dict(response.getheaders())
     assert headers["Content-Security-Policy"].startswith("default-src 'none'; ")
@@ -484,13 +484,13 @@ def test_headers(path: str, method: str, host: str) -> None:
 )
 @pytest.mark.parametrize("path", PAGES)
 def test_host(host: str | None, answered: int, path: str) -> None:
-    """A browser that was led here by a name of somebody else's is refused."""
+    """A request with a foreign Host header is refused (DNS rebinding)."""
     response, _ = ask(status(hosts=["Status.example", "bücher.example."])[0], path, host=host)
     assert response.status == answered
 
 
 def test_elsewhere() -> None:
-    """An embedder may put it anywhere in a site; the checks stay, and links are relative."""
+    """The resource works at any path of a site, with its checks and relative links."""
     root = Resource()
     root.putChild(b"who is it", status()[0])
     response, _ = ask(root, "/who%20is%20it")
@@ -501,11 +501,11 @@ def test_elsewhere() -> None:
 
 
 def test_rendered_twice_a_second() -> None:
-    """However often it is asked for, each view is rendered at most twice a second."""
+    """Each view is rendered at most twice a second, however many requests come."""
     rendered: Counter[str] = Counter()
 
     class Told(Connection):
-        """A connection that counts who looks at it."""
+        """A connection that counts how often it is read."""
 
         def fields(self) -> dict[str, str | int]:
             rendered["json"] += 1
@@ -531,7 +531,7 @@ def test_rendered_twice_a_second() -> None:
 
 
 def test_own_failures_are_logged() -> None:
-    """Where this package itself fails, the log says why, and the client gets a 500."""
+    """An exception in this package is logged, and the client gets a 500."""
 
     class Broken(Tally):
         """A tally that fails."""
@@ -560,7 +560,7 @@ def test_own_failures_are_logged() -> None:
     ],
 )
 def test_other_sites(site: str, mode: str, dest: str, answered: int) -> None:
-    """A link elsewhere leads to the page, but other sites' pages cannot make work."""
+    """A link from another site leads to the page; cross-site requests are refused."""
     resource, _ = status()
     headers = {"Sec_Fetch_Site": site, "Sec_Fetch_Mode": mode, "Sec_Fetch_Dest": dest}
     for path in PAGES:
@@ -568,10 +568,10 @@ def test_other_sites(site: str, mode: str, dest: str, answered: int) -> None:
 
 
 class Turns(Clock):
-    """A clock whose turns end, as a reactor's do, before what was called meanwhile is due."""
+    """A clock whose turns end before calls that were made meanwhile."""
 
     def turn(self) -> None:
-        """Call what is due now."""
+        """Make the calls that are due."""
         for call in [call for call in self.calls if call.getTime() <= self.seconds()]:
             self.calls.remove(call)
             call.called = 1
@@ -579,7 +579,7 @@ class Turns(Clock):
 
 
 def site() -> tuple[StatusSite, Turns]:
-    """Return a site, and the clock that it goes by."""
+    """Return a site, and its clock."""
     clock = Turns()
     return StatusSite(status()[0], clock), clock
 
@@ -588,7 +588,7 @@ REQUEST = "GET / HTTP/1.1", "Host: localhost", ""
 
 
 def test_turns() -> None:
-    """However many requests clients send at once, one is answered in a turn of the reactor."""
+    """One request is answered per reactor turn, however many clients send at once."""
     served, clock = site()
     clients = [HTTP(served) for _ in range(3)]
     for client in clients:
@@ -642,7 +642,7 @@ ANSWERS = {
 
 @pytest.mark.parametrize("name", ODD)
 def test_odd_requests(name: str) -> None:
-    """Whatever a client sends, it is answered or dropped, and no line is logged."""
+    """Any request is answered or dropped, without a line in the log."""
     served, clock = site()
     client = HTTP(served)
     with capturedLogs() as events:
@@ -657,7 +657,7 @@ def test_odd_requests(name: str) -> None:
 
 @pytest.mark.parametrize("target", ["http://localhost", "HTTPS://localhost:80/", "http://[::1]?x"])
 def test_absolute_form(target: str) -> None:
-    """A request may name the host before the path, as to a proxy; that name counts."""
+    """The host of a request in absolute form counts (RFC 9112, 3.2.2)."""
     response, _ = ask(status()[0], target, host="attacker.example")
     assert (response.status, response.getheader("Content-Type")) == (
         200,
@@ -666,7 +666,7 @@ def test_absolute_form(target: str) -> None:
 
 
 def test_slow_requests() -> None:
-    """A client that drips its request is dropped after a while."""
+    """A client that sends its request too slowly is dropped."""
     served, clock = site()
     slow = HTTP(served)
     for _ in range(REQUEST_TIMEOUT):
@@ -677,7 +677,7 @@ def test_slow_requests() -> None:
 
 
 def test_step_of_the_clock(stepping: Stepping, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A slow client is dropped in time, though the system's clock is set back meanwhile."""
+    """A slow client is dropped in time even if the system's clock is set back."""
     monkeypatch.setattr(siteModule, "REQUEST_TIMEOUT", 0.05)
     slow = HTTP(StatusSite(status()[0], stepping))
     stepping.step = -HOUR
@@ -685,7 +685,7 @@ def test_step_of_the_clock(stepping: Stepping, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_time_limit_starts_again() -> None:
-    """A client that asks again and again stays, on one connection."""
+    """A client that keeps requesting may keep its connection."""
     served, clock = site()
     client = HTTP(served)
     for path in ("/", "/healthz") * 5:
@@ -699,7 +699,7 @@ def test_time_limit_starts_again() -> None:
 
 
 def test_answers_that_are_not_taken() -> None:
-    """A client that takes no answers gets no more of them, and is dropped after a while."""
+    """A client that does not read its answers gets no more, and is dropped later."""
     served, clock = site()
     client = HTTP(served)
     client.transport.takes = False
@@ -715,7 +715,7 @@ def test_answers_that_are_not_taken() -> None:
 
 
 def test_answers_that_are_taken_late() -> None:
-    """Once a client has taken its answers, it gets the next, and all the time for it."""
+    """A client that has read its answers gets the next, with a new timeout."""
     served, clock = site()
     client = HTTP(served)
     client.transport.takes = False
@@ -732,7 +732,7 @@ def test_answers_that_are_taken_late() -> None:
 
 
 def test_client_that_does_not_wait() -> None:
-    """Who hangs up before it is answered is answered no more, and delays nobody."""
+    """A client that closes before its answer is not answered, and delays nobody."""
     served, clock = site()
     gone, client = HTTP(served), HTTP(served)
     for each in (gone, client, gone):
@@ -750,7 +750,7 @@ def test_client_that_does_not_wait() -> None:
 
 
 def test_end_of_a_client_that_takes_nothing() -> None:
-    """A connection that is lost before its answers were taken leaves nothing behind."""
+    """A connection that is lost with unread answers leaves nothing behind."""
     served, clock = site()
     client = HTTP(served)
     client.transport.takes = False
@@ -771,12 +771,12 @@ def test_negotiation() -> None:
 
 
 def test_name() -> None:
-    """Twisted's log names it in words that an operator knows."""
+    """Twisted's log calls the site by a name that operators understand."""
     assert site()[0].logPrefix() == "Status page"
 
 
 def lost(clients: list[HTTP]) -> list[HTTP]:
-    """Take those that were dropped out of a list of clients, and return them."""
+    """Remove the dropped connections from a list, and return them."""
     gone = [client for client in clients if client.transport.disconnected]
     for client in gone:
         client.protocol.connectionLost(Failure(ConnectionAborted()))
@@ -785,7 +785,7 @@ def lost(clients: list[HTTP]) -> list[HTTP]:
 
 
 def test_places_of_a_client() -> None:
-    """However many connections one client makes, and whether it asks or not, others have places."""
+    """One client cannot take all connections from the others."""
     served, clock = site()
     viewer = HTTP(served, "192.0.2.7")
     assert viewer.ask()[0].status == 200
@@ -807,7 +807,7 @@ def test_places_of_a_client() -> None:
 
 
 def test_whose_connection_is_dropped() -> None:
-    """Of one client, who was answered and asks for more goes first, then who is idle longest."""
+    """Of one client, the connection with the most answers that asks again is dropped first."""
     served, clock = site()
     first, second = HTTP(served), HTTP(served)
     everybody = [first, second, *(HTTP(served) for _ in range(MAX_CONNECTIONS_PER_CLIENT - 1))]
@@ -836,7 +836,7 @@ def test_whose_connection_is_dropped() -> None:
 
 
 def test_newcomer_is_dropped() -> None:
-    """Where all of a client's connections wait for their first answer, the newest one goes."""
+    """If all connections of a client wait for their first answer, the newest is dropped."""
     served, _ = site()
     waiting = [HTTP(served) for _ in range(MAX_CONNECTIONS_PER_CLIENT)]
     for each in waiting:
@@ -846,7 +846,7 @@ def test_newcomer_is_dropped() -> None:
 
 
 def test_long_requests() -> None:
-    """A client that sends more than any request needs is dropped."""
+    """A client that sends a request beyond the size limit is dropped."""
     served, _ = site()
     client = HTTP(served)
     client.protocol.dataReceived(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1")
@@ -859,7 +859,7 @@ def test_long_requests() -> None:
 
 
 def test_command_line() -> None:
-    """--status is bound first, and its tally is told beside the log."""
+    """--status is bound first, and its tally observes beside the log."""
     reactor = MemoryReactorClock()
     options = Options(reactor)
     options.parseOptions(["-e", "tcp:1", "--status", "tcp:2", "--status-host", "status.example"])
@@ -875,7 +875,7 @@ def test_command_line() -> None:
 
 
 def test_host_names() -> None:
-    """Names are taken as browsers send them."""
+    """Host names are compared as browsers send them."""
     options = Options(MemoryReactorClock())
     hosts = ["Status.Example.", "b\u00fccher.example"]
     options.parseOptions(["--status", "tcp:1", *(f"--status-host={host}" for host in hosts)])
@@ -894,7 +894,7 @@ def test_host_names() -> None:
     ],
 )
 def test_warning(host: str | None, warns: int) -> None:
-    """Where other machines reach the page, that is said once."""
+    """A status page that other machines can reach is logged as a warning, once."""
     make = IPv6Address if ":" in (host or "") else IPv4Address
     address = UNIXAddress(b"s") if host is None else make("TCP", host, 7880)
 
@@ -914,7 +914,7 @@ def test_warning(host: str | None, warns: int) -> None:
 
 
 def test_series_from_the_start() -> None:
-    """A server that listens counts from 0 before anybody asks, so that none takes its series."""
+    """A listening server has a series before the first request; no other takes its place."""
     reactor = MemoryReactorClock()
     options = Options(reactor)
     options.parseOptions(["-e", "tcp:1", "--status", "tcp:2"])
@@ -927,7 +927,7 @@ def test_series_from_the_start() -> None:
 
 @pytest.mark.parametrize("refused", [1, 2])
 def test_all_or_nothing(monkeypatch: pytest.MonkeyPatch, refused: int) -> None:
-    """Where the status or an endpoint cannot be bound, what was bound before is released."""
+    """If the status or another endpoint cannot be bound, those before it are released."""
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     error = CannotListenError(None, refused, OSError(errno.EADDRINUSE, "Address already in use"))
     ports = [FakePort()] * (refused == 1)
@@ -958,7 +958,7 @@ def test_all_or_nothing(monkeypatch: pytest.MonkeyPatch, refused: int) -> None:
     ],
 )
 def test_usage_errors(arguments: list[str], reason: str) -> None:
-    """What is wrong with the options is told in one line."""
+    """A wrong option is one line."""
     with pytest.raises(UsageError, match=re.escape(reason)):
         Options(MemoryReactorClock()).parseOptions(arguments)
 
@@ -981,7 +981,7 @@ def test_without_the_geo_extra(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_places(tmp_path: Path) -> None:
-    """The page and the JSON tell the country and the network of clients that they name."""
+    """The page and the JSON show the country and network of each client."""
     geodata.countries(tmp_path)
     geodata.networks(tmp_path)
     places = GeoDatabases([str(tmp_path / "country.mmdb"), str(tmp_path / "asn.mmdb")])
@@ -1007,7 +1007,7 @@ def test_places(tmp_path: Path) -> None:
 
 
 def test_hostile_places(tmp_path: Path) -> None:
-    """Whatever a database says is text, of a bounded length."""
+    """Texts of a database are escaped and truncated."""
     record = geodata.country("DE") | geodata.system(1, "<script>" * 99)
     path = geodata.write(tmp_path / "x.mmdb", {"198.51.100.0/24": record})
     resource, tally = status(places=GeoDatabases([str(path)]))
@@ -1019,7 +1019,7 @@ def test_hostile_places(tmp_path: Path) -> None:
 
 
 def test_damaged_database(tmp_path: Path) -> None:
-    """If a database is found to be damaged, the log says so once, and the page lacks places."""
+    """Damage of a database is logged once, and its places are left out."""
     records = {
         f"10.{n >> 8}.{n & 255}.0/24": geodata.system(n, f"Name {n:04}") for n in range(1200)
     }
@@ -1036,7 +1036,7 @@ def test_damaged_database(tmp_path: Path) -> None:
 
 
 def test_ports() -> None:
-    """Connections are counted by server port; servers without one by their name."""
+    """Connections are counted by server port, or by the name of a server without one."""
     resource, tally = status()
     for port in range(1, 21):
         for host in ("192.0.2.1", "192.0.2.2"):
@@ -1057,7 +1057,7 @@ def test_ports() -> None:
 
 
 def test_compared_to_before() -> None:
-    """The last minute, hour and day stand beside the ones before, once those were counted."""
+    """The last minute, hour and day are compared with the ones before, once those are complete."""
     clock = Clock()
     clock.advance(NOON)
     tally = Tally(clock=clock.seconds)
@@ -1081,7 +1081,7 @@ def test_compared_to_before() -> None:
 
 @dataclass
 class Notified:
-    """The figures of notifications."""
+    """The state of notifications."""
 
     name: str = ""
     delivered: int = 0
@@ -1092,7 +1092,7 @@ class Notified:
 
 
 def test_notifications() -> None:
-    """The page, the JSON and the metrics show when somebody was told, or why not."""
+    """The page, the JSON and the metrics show the last delivery, or why it failed."""
     resource, _ = status(notifications=[Notified()])
     assert "none yet" in ask(resource, "/")[1]
     assert json.loads(ask(resource, "/status.json")[1])["notifications"] == {

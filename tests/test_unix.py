@@ -1,4 +1,4 @@
-"""UNIX sockets: whose path may be taken over, and what becomes of the files."""
+"""UNIX sockets: which paths are taken over, and which files are removed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.unix
 
 
 class Listener:
-    """What listens on a UNIX endpoint, in a reactor that does not run."""
+    """A port on a UNIX endpoint, in a reactor that does not run."""
 
     def __init__(self, description: str, factory: Any = None) -> None:
         """Listen, or raise the error."""
@@ -37,7 +37,7 @@ class Listener:
             self.port.raiseException()
 
     def stop(self) -> None:
-        """Stop it."""
+        """Stop the port."""
         stopped = self.port.stopListening()
         self.reactor.pump([0] * 3)
         assert stopped.called
@@ -51,21 +51,21 @@ def path(tmp_path: Path) -> Path:
 
 
 def bound(path: Path | bytes, kind: int = socket.SOCK_STREAM) -> socket.socket:
-    """Return a socket that is bound."""
+    """Return a bound socket."""
     made = socket.socket(socket.AF_UNIX, kind)
     made.bind(str(path) if isinstance(path, Path) else path)
     return made
 
 
 def leave(path: Path, owner: int | None = None) -> None:
-    """Leave a dead process's socket, and its lock, whose number is another process's by now."""
+    """Leave a dead process's socket, and a lock whose process id now belongs to another process."""
     bound(path).close()
     if owner is not None:
         os.symlink(str(owner), f"{path}.lock")
 
 
 def listens(path: Path | bytes) -> bool:
-    """Say whether somebody answers."""
+    """Return whether a socket accepts connections."""
     with socket.socket(socket.AF_UNIX) as client:
         return client.connect_ex(str(path) if isinstance(path, Path) else path) == 0
 
@@ -78,7 +78,7 @@ def listens(path: Path | bytes) -> bool:
     ids=["no lock", "first", "own", "living", "dead"],
 )
 def test_left_by_a_dead_process(path: Path, prefix: str, options: str, owner: int | None) -> None:
-    """A socket that no process holds is taken over, whatever number its lock has."""
+    """A socket that no process has open is taken over, whatever process id its lock has."""
     leave(path, owner)
     listener = Listener(f"{prefix}unix:{path}{options}")
     assert listens(path)
@@ -91,14 +91,14 @@ def test_left_by_a_dead_process(path: Path, prefix: str, options: str, owner: in
 
 
 def test_a_lock_without_a_socket(path: Path) -> None:
-    """It is as dead."""
+    """A lock without a socket is taken over, too."""
     os.symlink("1", f"{path}.lock")
     Listener(f"unix:{path}").stop()
     assert not os.listdir(path.parent)
 
 
 def test_a_lock_that_somebody_has_removed(path: Path) -> None:
-    """The socket is removed at the end all the same."""
+    """If the lock was removed, the port still removes its socket at the end."""
     listener = Listener(f"unix:{path}")
     os.unlink(f"{path}.lock")
     listener.stop()
@@ -106,7 +106,7 @@ def test_a_lock_that_somebody_has_removed(path: Path) -> None:
 
 
 def test_a_lock_that_is_none_of_ours(path: Path) -> None:
-    """A file of that name that Twisted has not made is kept."""
+    """A file with the lock's name that is no lock of Twisted's is kept."""
     leave(path)
     path.with_suffix(".lock").write_text("1")
     Listener(f"unix:{path}").stop()
@@ -118,7 +118,7 @@ def test_a_lock_that_is_none_of_ours(path: Path) -> None:
 
 
 def keepers(path: Path, stack: ExitStack) -> dict[str, Callable[[], socket.socket]]:
-    """Return what a living process may have at a path, each made when it is called."""
+    """Return functions that make what a living process may have at a path."""
 
     def listening(kind: int = socket.SOCK_STREAM) -> socket.socket:
         made = stack.enter_context(bound(path, kind))
@@ -150,7 +150,7 @@ def keepers(path: Path, stack: ExitStack) -> dict[str, Callable[[], socket.socke
 @pytest.mark.parametrize("owner", [None, 2**22 - 1])
 @pytest.mark.parametrize("options", ["", ":lockfile=0"])
 def test_what_a_living_process_has(path: Path, options: str, owner: int | None) -> None:
-    """Whatever it does with its socket, and whatever lock is there, the path is in use."""
+    """A path that a living process has open is in use, whatever its lock says."""
     for what in keepers(path, ExitStack()):
         with ExitStack() as stack:
             kept = keepers(path, stack)[what]()
@@ -170,7 +170,7 @@ def test_what_a_living_process_has(path: Path, options: str, owner: int | None) 
 
 
 def test_two_endpoints_of_one_path(path: Path) -> None:
-    """The second is refused, and the first serves on."""
+    """A second endpoint of a path is refused, and the first continues."""
     first = Listener(f"unix:{path}")
     with pytest.raises(ListenError, match="Address already in use"):
         Listener(f"unix:{path}")
@@ -180,7 +180,7 @@ def test_two_endpoints_of_one_path(path: Path) -> None:
 
 
 def test_other_files(path: Path) -> None:
-    """A file, a folder or a link is kept."""
+    """Files, folders and links are kept."""
     message = re.escape(f"exists and is not a socket: 'unix:{path}'")
     for make in (
         path.touch,
@@ -197,7 +197,7 @@ def test_other_files(path: Path) -> None:
 
 
 def test_abstract_names(path: Path) -> None:
-    """A name of Linux's abstract namespace is served, and leaves no file."""
+    """A name in Linux's abstract namespace is served, and leaves no file."""
     name = b"\0" + bytes(path)
     listener = Listener(f"unix:\0{path}")
     assert listens(name)
@@ -209,7 +209,7 @@ def test_abstract_names(path: Path) -> None:
 
 
 def test_a_relative_path(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is recorded as it was given, and taken over as well."""
+    """A relative path is recorded as given, and taken over as well."""
     monkeypatch.chdir(path.parent)
     leave(path, 1)
     listener = Listener("unix:s")
@@ -220,7 +220,7 @@ def test_a_relative_path(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("replaced", [True, False])
 def test_a_file_that_somebody_has_removed(path: Path, replaced: bool) -> None:
-    """The end of the port is none of the next one's business."""
+    """If another process now has the path, the end of the port leaves its socket alone."""
     first = Listener(f"unix:{path}")
     path.unlink()
     if replaced:
@@ -233,7 +233,7 @@ def test_a_file_that_somebody_has_removed(path: Path, replaced: bool) -> None:
 
 
 def test_a_locked_folder(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who keeps the folder locked does not hang the start."""
+    """A lock on the folder delays the start only briefly."""
     monkeypatch.setattr(_log_file, "LOCK_TIMEOUT", 0.01)
     leave(path)
     folder = os.open(path.parent, os.O_RDONLY)
@@ -246,7 +246,7 @@ def test_a_locked_folder(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def theirs() -> Iterator[Path]:
-    """Be an ordinary user, and return the path of a dead socket in a folder of that user's."""
+    """Become an ordinary user, and return the path of that user's dead socket."""
     with TemporaryDirectory(dir="/tmp") as folder:
         mine = os.geteuid() == 0
         if mine:
@@ -262,7 +262,7 @@ def theirs() -> Iterator[Path]:
 
 
 def test_a_socket_that_may_not_be_asked(theirs: Path) -> None:
-    """Where it cannot be known whether a process holds it, the socket is kept."""
+    """A socket that may not be connected to is kept."""
     theirs.chmod(0)
     with pytest.raises(
         ListenError, match=r"^Permission denied to ask whether it is in use: 'unix:"
@@ -273,7 +273,7 @@ def test_a_socket_that_may_not_be_asked(theirs: Path) -> None:
 
 
 def test_a_socket_that_may_not_be_removed(theirs: Path) -> None:
-    """It is told that no process holds it."""
+    """The error for a dead socket that may not be removed says that no process has it open."""
     theirs.parent.chmod(0o555)
     reason = "left by a process that has ended, and cannot be removed: Permission denied: 'unix:"
     with pytest.raises(ListenError, match=f"^{reason}"):
@@ -286,7 +286,7 @@ def test_a_socket_that_may_not_be_removed(theirs: Path) -> None:
     [("no/such/folder/s", "No such file or directory"), ("s" * 200, "AF_UNIX path too long")],
 )
 def test_paths_that_cannot_be_bound(path: Path, name: str, reason: str) -> None:
-    """The reason is the system's."""
+    """A path that cannot be bound gives the system's reason."""
     with pytest.raises(ListenError, match=f"^{reason}: "):
         Listener(f"unix:{path.parent}/{name}")
     assert not os.listdir(path.parent)
@@ -296,7 +296,7 @@ def test_paths_that_cannot_be_bound(path: Path, name: str, reason: str) -> None:
     "error", [OSError(2, "No such file or directory"), ValueError("No such file or directory")]
 )
 def test_a_factory_that_does_not_start(path: Path, error: Exception) -> None:
-    """The path is released."""
+    """If the factory does not start, the path is released."""
 
     class Failing(HelloFactory):
         def startFactory(self) -> None:
@@ -309,7 +309,7 @@ def test_a_factory_that_does_not_start(path: Path, error: Exception) -> None:
 
 @pytest.mark.parametrize(("options", "most"), [("", 60), (":backlog=5", 6)])
 def test_accept_queue(path: Path, options: str, most: int) -> None:
-    """It is as long as it can be (Twisted's is 50), unless the description says how long."""
+    """The accept queue has the system's maximum length, unless the description has one."""
     listener = Listener(f"unix:{path}{options}")
     with ExitStack() as stack:
         answers = []

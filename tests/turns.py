@@ -1,4 +1,4 @@
-"""Waits for what a reactor does, by turning it."""
+"""Waits for events by running a reactor turn by turn."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ reactor: Any = globalReactor
 
 
 def until(condition: Callable[[], object], reactor: Any = reactor) -> None:
-    """Let a reactor turn until a condition is true."""
+    """Run turns of a reactor until a condition is true."""
     end = monotonic() + 20
     while not condition():
         assert monotonic() < end, "it did not come to pass"

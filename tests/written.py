@@ -1,4 +1,4 @@
-"""Connection logs, written line by line by somebody who knows what stands in them."""
+"""Connection logs that a test writes line by line, with known contents."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Run:
         return self
 
     def lose(self, count: int, connections: int) -> Run:
-        """Tell that so many numbers are not recorded."""
+        """Write a gap record for this many numbers and connections."""
         first, self.sequence = self.sequence + 1, self.sequence + count
         numbers = {"sequence.first": first, "sequence.last": self.sequence}
         told = {"count": count, "connections": connections}
@@ -68,7 +68,7 @@ class Run:
         return self
 
     def vanish(self, count: int = 1) -> Run:
-        """Number records that reach no file."""
+        """Number records, and write none of them."""
         self.sequence += count
         return self
 
@@ -81,7 +81,7 @@ class Run:
         return self
 
     def close(self, **fields: object) -> Run:
-        """Close the log; with C{sequence.last} as L{None}, as releases before 1.1 did."""
+        """Write the closing line; without C{sequence.last}, as before 1.1, if that is L{None}."""
         counts = {name: self.counts[name] for name in ("recorded", "summarized", "lost")}
         last = {"sequence.last": self.sequence}
         self.write(
