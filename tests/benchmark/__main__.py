@@ -17,9 +17,9 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from measuring import FLOOD_RATE, SPECIAL, measure
+from measuring import FLOOD_RATE, MEASURED_SERVERS, measure
 from reporting import report
-from servers import HERE, SERVERS, USUAL, others
+from servers import DEFAULT_SERVERS, HERE, SERVERS, others
 
 MEASURES = f"""
 what is measured beside the rounds [bursts,starts]:
@@ -33,12 +33,12 @@ what is measured beside the rounds [bursts,starts]:
 
 
 def words(text: str) -> list[str]:
-    """Return what commas separate."""
+    """Split a list at its commas."""
     return [word for word in text.split(",") if word]
 
 
 def parseOptions() -> argparse.Namespace:
-    """Parse the command line, and see that what it asks for can be done here."""
+    """Parse the command line, and check that it can be done here."""
     parser = argparse.ArgumentParser(
         "tests/benchmark",
         description=__doc__,
@@ -49,7 +49,7 @@ def parseOptions() -> argparse.Namespace:
     add("--rounds", type=int, default=7, help="how often each is measured [%(default)s]")
     add("--connections", type=int, default=30_000, help="in each round [%(default)s]")
     add("--clients", type=int, default=32, help="how many connect at a time [%(default)s]")
-    every = ",".join(USUAL)
+    every = ",".join(DEFAULT_SERVERS)
     add("--servers", type=words, default=every, metavar="A,B", help="which [%(default)s]")
     add("--measure", type=words, default="bursts,starts", metavar="A,B", help="see below")
     add("--many", type=int, default=1_000_000, help="flood's, clients' connections [%(default)s]")
@@ -57,10 +57,10 @@ def parseOptions() -> argparse.Namespace:
     options = parser.parse_args()
     if min(options.connections, options.clients, options.many) < 1 or options.rounds < 0:
         parser.error("--connections, --clients and --many are 1 or more, --rounds 0 or more")
-    if unknown := set(options.measure) - {"bursts", "starts", *SPECIAL}:
+    if unknown := set(options.measure) - {"bursts", "starts", *MEASURED_SERVERS}:
         parser.error(f"no such measure: {', '.join(unknown)}")
     for name in options.measure:
-        options.servers += SPECIAL.get(name, [])
+        options.servers += MEASURED_SERVERS.get(name, [])
     if {"per-client", "status"} & set(options.servers):
         options.servers.append("log")
     if options.other:
@@ -74,14 +74,14 @@ def parseOptions() -> argparse.Namespace:
 
 
 def leave(number: int, _: object) -> None:
-    """End on a signal by way of everything that has to be stopped, whatever comes meanwhile."""
+    """Exit on a signal, so that all servers are stopped; ignore further signals."""
     for other in (signal.SIGINT, signal.SIGTERM):
         signal.signal(other, signal.SIG_IGN)
     sys.exit(128 + number)
 
 
 def main() -> int:
-    """Measure, and print what there is then, whatever failed; return 1 if something did."""
+    """Measure, and print the figures; return 1 if a measurement failed."""
     options = parseOptions()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, leave)

@@ -1,4 +1,4 @@
-"""What is measured of the servers, and in which order. What fails is noted, and left."""
+"""Measures the servers in turn. A server that fails is reported, and left out from then on."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ BURSTS = 2
 STARTS = 5
 FLOOD_RATE = 10_000
 PAGE_RATE = 30_000
-PACED = 256
-"""Clients at a time where the rate is given: enough never to hold it back."""
+PACED_CLIENTS = 256
+"""Concurrent clients if the rate is fixed: enough not to limit it."""
 
 
 def counted(what: str, times: int) -> Iterator[int]:
-    """Count, and show it."""
+    """Iterate, and show the progress."""
     for number in range(1, times + 1):
         print(f"{what} {number} of {times}", file=sys.stderr, flush=True)
         yield number
 
 
 def each(servers: list[Server], what: str, do: Callable[[Server], object]) -> None:
-    """Measure something of each server that has not failed before, and keep why one fails."""
+    """Measure something of each server that has not failed; keep the reason of a failure."""
     for server in servers:
         try:
             if not server.failure:
@@ -43,7 +43,7 @@ def each(servers: list[Server], what: str, do: Callable[[Server], object]) -> No
 
 
 def measure(servers: list[Server], options: argparse.Namespace) -> None:
-    """Measure the servers side by side, and then what the options name of some, one by one."""
+    """Measure the servers in interleaved rounds, then one by one what the options ask for."""
     with ExitStack() as stack:
 
         def start(server: Server) -> None:
@@ -61,8 +61,8 @@ def measure(servers: list[Server], options: argparse.Namespace) -> None:
         each(servers, "a look at the memory", lambda server: server.add(memory=server.peakMemory()))
     for _ in counted("start-up", STARTS if "starts" in options.measure else 0):
         each(servers, "start-up", startUp)
-    for name, special in ALONE.items():
-        chosen = [SERVERS[key] for key in SPECIAL[name] if name in options.measure]
+    for name, special in SINGLE_MEASURES.items():
+        chosen = [SERVERS[key] for key in MEASURED_SERVERS[name] if name in options.measure]
         for number in counted(name, len(chosen)):
             each(chosen[number - 1 : number], name, partial(special, many=options.many))
 
@@ -83,14 +83,14 @@ def oneRound(server: Server) -> None:
 
 
 def look(server: Server) -> None:
-    """See if it logged every connection, and used the CPU only while it was driven."""
+    """Check that a server logged every connection, and used CPU only under load."""
     server.add(idle=server.cpu() - server.figures["warm"][0] - sum(server.figures["used"]))
     if server.record:
         server.add(recorded=server.recorded())
 
 
 def burst(server: Server) -> None:
-    """Measure many clients at once, and many more than the usual accept queue holds."""
+    """Measure many clients at once, and more than the usual accept queue holds."""
     server.add(burst=server.drive(BURST, BURST, limit=1)["answered"])
     if not server.forks:
         seen = server.drive(10 * CROWD, CROWD)
@@ -98,15 +98,15 @@ def burst(server: Server) -> None:
 
 
 def startUp(server: Server) -> None:
-    """Measure the time until it answers."""
+    """Measure the time from the start to the first answer."""
     with server.running() as seconds:
         server.add(startUp=seconds * 1000)
 
 
 def flood(server: Server, many: int) -> None:
-    """Measure how much one client makes it write, with what it writes at its end."""
+    """Measure the bytes that one client makes a server log, with those at its end."""
     with server.running():
-        seen = server.load(many, PACED, rate=FLOOD_RATE)
+        seen = server.load(many, PACED_CLIENTS, rate=FLOOD_RATE)
         server.stop()
         server.add(floodBytes=server.written(), floodSeconds=seen["wall"])
 
@@ -114,17 +114,17 @@ def flood(server: Server, many: int) -> None:
 def clients(server: Server, many: int) -> None:
     """Measure the memory that many different clients take."""
     with server.running():
-        seen = server.load(many, PACED, sources=True)
+        seen = server.load(many, PACED_CLIENTS, sources=True)
         server.add(clientsMemory=server.peakMemory(), clientsSeconds=seen["wall"])
 
 
 def status(server: Server, many: int) -> None:
-    """Measure the status page while many connect, after many different clients filled it."""
+    """Measure the status page under load, after many different clients have filled it."""
     times = []
     with server.running(), ThreadPoolExecutor(1) as pool:
-        server.load(many // 20, PACED, sources=True)
+        server.load(many // 20, PACED_CLIENTS, sources=True)
         server.add(pageSize=len(page(server)) / 1000)
-        loading = pool.submit(server.load, many * 3 // 10, PACED, rate=PAGE_RATE)
+        loading = pool.submit(server.load, many * 3 // 10, PACED_CLIENTS, rate=PAGE_RATE)
         while not (times and loading.done()):
             began = time.perf_counter()
             page(server)
@@ -140,7 +140,7 @@ def status(server: Server, many: int) -> None:
 
 
 def page(server: Server) -> bytes:
-    """Return its status page."""
+    """Return a server's status page."""
     with closing(HTTPConnection("127.0.0.1", server.status, timeout=PATIENCE)) as connection:
         connection.request("GET", "/")
         response = connection.getresponse()
@@ -149,8 +149,8 @@ def page(server: Server) -> bytes:
         return response.read()
 
 
-ALONE = {"flood": flood, "clients": clients, "status": status}
-SPECIAL = {
+SINGLE_MEASURES = {"flood": flood, "clients": clients, "status": status}
+MEASURED_SERVERS = {
     "flood": ["per-client"],
     "clients": ["log", "per-client", "status"],
     "status": ["status"],

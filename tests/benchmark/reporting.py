@@ -1,4 +1,4 @@
-"""The figures, as tables, lines and bars."""
+"""Prints the figures: tables, comparisons, and the circumstances."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WHOLE = {
     "disk": ("log, MB/s", "{:.1f}"),
     "busy": ("load generator", "{:.0%}"),
 }
-SPECIAL = {
+SINGLE_COLUMNS = {
     "floodBytes": ("log of one client, bytes", "{:,.0f}"),
     "floodSeconds": (f"at {FLOOD_RATE:,} a second, s", "{:.0f}"),
     "clientsMemory": ("peak with many clients, MiB", "{:.1f}"),
@@ -62,7 +62,7 @@ print("Python", platform.python_version() + ", Twisted", version("twisted") + ",
 
 
 def spread(figures: list[float], style: str) -> str:
-    """Return the median, with the least and the most where there are several figures."""
+    """Return the median, with the minimum and maximum if there are several figures."""
     if not figures:
         return "-"
     low, middle, high = (style.format(f(figures)) for f in (min, median, max))
@@ -70,7 +70,7 @@ def spread(figures: list[float], style: str) -> str:
 
 
 def table(servers: list[Server], columns: dict[str, tuple[str, str]]) -> None:
-    """Print the columns and the servers that have figures."""
+    """Print the servers that have figures, in columns."""
     columns = {key: columns[key] for key in columns if any(s.figures.get(key) for s in servers)}
     rows = [server for server in servers if any(server.figures.get(key) for key in columns)]
     if not rows:
@@ -84,9 +84,9 @@ def table(servers: list[Server], columns: dict[str, tuple[str, str]]) -> None:
 
 
 def report(servers: list[Server], title: str) -> None:
-    """Print what there is: the tables, how the servers compare, and what they were measured on."""
+    """Print the tables, the comparisons of servers, and the circumstances."""
     short = [SERVERS[key] for key in MAIN if SERVERS[key] in servers]
-    for rows, columns in ((short, SHORT), (servers, WHOLE), (servers, SPECIAL)):
+    for rows, columns in ((short, SHORT), (servers, WHOLE), (servers, SINGLE_COLUMNS)):
         table(rows, columns)
     print(
         f"Median (least-most) of {title};\nwhere the server forks, 500 by 4 at most."
@@ -99,7 +99,7 @@ def report(servers: list[Server], title: str) -> None:
 
 
 def exceptions(servers: list[Server]) -> Iterator[str]:
-    """Give what is not as it should be."""
+    """Yield what is wrong with a figure."""
     for server in servers:
         if server.failure:
             yield f"{server.label}: {server.failure}"
@@ -112,7 +112,7 @@ def exceptions(servers: list[Server]) -> Iterator[str]:
 
 
 def comparisons() -> Iterator[str]:
-    """Give the ratios, round by round, and what many clients cost in memory."""
+    """Yield the ratios of servers, and the memory that many clients cost."""
     for key, over, under in RATIOS:
         if under in SERVERS:
             pairs = zip(SERVERS[over].figures[key], SERVERS[under].figures[key], strict=False)
@@ -123,11 +123,11 @@ def comparisons() -> Iterator[str]:
     for server in (SERVERS["per-client"], SERVERS["status"]):
         if server.figures[key] and log.figures[key]:
             more = server.figures[key][0] - log.figures[key][0]
-            yield f"{SPECIAL[key][0]}, {server.label} - {log.label}: {more:+.1f}"
+            yield f"{SINGLE_COLUMNS[key][0]}, {server.label} - {log.label}: {more:+.1f}"
 
 
 def circumstances(servers: list[Server]) -> Iterator[str]:
-    """Give the machine, the versions, and what the load generator took."""
+    """Yield the machine, the versions, and the cost of the load generator."""
     cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     model = cpu[1] if cpu else platform.machine()
     yield f"Machine: {model}, {len(CORES)} cores, Linux {platform.release()}"
@@ -142,7 +142,7 @@ def circumstances(servers: list[Server]) -> Iterator[str]:
 
 
 def versionOf(tool: str) -> str:
-    """Return the version that a program says it has."""
+    """Return the version that a program reports."""
     answer = said(tool, {"go": "version", "socat": "-V"}.get(tool, "--version"))
     version = re.search(r"[0-9]+[.][0-9.]+", answer)
     return f"{tool} {version[0] if version else answer}"

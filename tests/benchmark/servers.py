@@ -1,4 +1,4 @@
-"""The servers that are compared: how each is built, run, loaded with connections and watched."""
+"""The servers: how each is built, started, loaded and watched."""
 
 from __future__ import annotations
 
@@ -55,16 +55,16 @@ class Server:
     clients: int = field(init=False)
 
     def add(self, **figures: float) -> None:
-        """Keep what was measured once."""
+        """Add a figure of one measurement."""
         for key, figure in figures.items():
             self.figures[key].append(figure)
 
     def tool(self) -> str:
-        """Return the compiler or program that has to be installed."""
+        """Return the path of a compiler or program."""
         return self._words(self.build or self.command)[0]
 
     def prepare(self) -> None:
-        """Build it, or see that it is there."""
+        """Build the server, or check that it is installed."""
         if not shutil.which(self.tool()):
             raise LeftOut(f"{self.tool()} is not installed")
         if self.build and subprocess.run(self._words(self.build)).returncode:
@@ -72,7 +72,7 @@ class Server:
 
     @contextmanager
     def running(self) -> Iterator[float]:
-        """Run it, and give the seconds that passed until it answered."""
+        """Start the server, and yield the seconds until it answered; stop it at the end."""
         self.port, self.status = freePort(), freePort()
         self.log = Path(f"{self.port}.log").absolute()
         self.path = f"./{self.port}.sock" if "{path}" in self.command else ""
@@ -100,7 +100,7 @@ class Server:
                 log.unlink()
 
     def stop(self) -> None:
-        """Let it end, and what it forked."""
+        """Stop the server and the processes that it forked."""
         self.process.terminate()
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(PATIENCE)
@@ -134,7 +134,7 @@ class Server:
         return {**seen, "busy": seen["load"] / seen["wall"] / len(cores)}
 
     def drive(self, count: int, clients: int, limit: int = PATIENCE) -> dict[str, float]:
-        """Let clients connect, wait until the server rests, and add the CPU that it used."""
+        """Run the load, wait until the server is idle, and add the CPU time that it used."""
         before = now = self.cpu()
         seen = self.load(count, clients, limit)
         for _ in range(PATIENCE * 5):
@@ -145,12 +145,12 @@ class Server:
         return {**seen, "used": now - before}
 
     def cpu(self) -> float:
-        """Return the seconds of CPU that its processes, and those that ended, used so far."""
+        """Return the CPU seconds of its processes so far, including ended ones."""
         ticks = sum(int(figure) for stat in self._stats() for figure in stat[11:15])
         return ticks / os.sysconf("SC_CLK_TCK")
 
     def peakMemory(self) -> float:
-        """Return the most memory that its processes had resident so far, in MiB."""
+        """Return the peak resident memory of its processes, in MiB."""
         peaks = (Path("/proc", stat[-1], "status").read_text() for stat in self._stats())
         # A process that has ended, and whose parent has not asked for its status, has no VmHWM.
         found = [match for peak in peaks if (match := re.search(r"VmHWM:\s*(\d+)", peak))]
@@ -159,20 +159,20 @@ class Server:
         return sum(int(match[1]) for match in found) / 1024
 
     def recorded(self) -> float:
-        """Return the part of the connections that its log shows."""
+        """Return the fraction of connections that its log has."""
         records = (len(re.findall(self.record, log.read_bytes())) for log in self._logs())
         return sum(records) / self.made
 
     def written(self) -> int:
-        """Return the bytes of its log."""
+        """Return the size of its log, in bytes."""
         return sum(log.stat().st_size for log in self._logs())
 
     def _logs(self) -> Iterator[Path]:
-        """Give the files of its log; twistd splits long ones."""
+        """Yield the files of its log; twistd rotates large ones."""
         return self.log.parent.glob(f"{self.log.name}*")
 
     def _stats(self) -> Iterator[list[str]]:
-        """Give what proc(5) says of each of its processes from the state on, and the number."""
+        """Yield proc(5)'s facts of each of its processes, from the state on, and its id."""
         for path in Path("/proc").glob("[0-9]*/stat"):
             with suppress(FileNotFoundError, ProcessLookupError):
                 stat = path.read_text().rpartition(")")[2].split()
@@ -180,7 +180,7 @@ class Server:
                     yield [*stat, path.parent.name]
 
     def _answers(self) -> bool:
-        """Try to connect, from another address: a socket could connect to itself otherwise."""
+        """Return whether it answers, asked from another address: no connection to itself."""
         family = socket.AF_UNIX if self.path else socket.AF_INET
         with suppress(ConnectionRefusedError, FileNotFoundError), socket.socket(family) as client:
             client.settimeout(PATIENCE)
@@ -192,14 +192,14 @@ class Server:
         return False
 
     def _words(self, command: str) -> list[str]:
-        """Split a command, and fill in the names that are known so far."""
+        """Split a command, and fill in the names that are known."""
         names = {"peers": HERE / "peers", "twistd": Path(self.python).with_name("twistd")}
         known = defaultdict(str, {**vars(self), **names})
         return [word.format_map(known) for word in command.split()]
 
 
 def freePort() -> int:
-    """Return a port that nobody listens on."""
+    """Return a free port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]
@@ -216,7 +216,7 @@ HELLO = f"{TWISTD}twistd-{{port}}.log hello-listen -l {{log}}"
 
 
 def several(processes: int) -> Server:
-    """Return so many processes on one socket, each with a core of its own if one is left."""
+    """Return a server with several processes on one socket, each pinned to a core if possible."""
     pinned = CORES[:processes] if processes < len(CORES) else []
     cores = ",".join(map(str, pinned)) or "-"
     return Server(
@@ -228,7 +228,7 @@ def several(processes: int) -> Server:
 
 
 def others(python: str) -> dict[str, Server]:
-    """Return hello-listen as another environment has it installed."""
+    """Return the servers of hello-listen in another environment."""
     return {
         f"other-{key}": replace(SERVERS[key], label=f"{SERVERS[key].label}, other", python=python)
         for key in ("hello", "log", "unix")
@@ -248,8 +248,8 @@ SERVERS = {
     "ncat": Server("ncat -lk", NCAT, record=rb"Connection from [\d.]+:", forks=True),
     "socat": Server("socat fork", SOCAT, record=b"accepting connection", forks=True),
 }
-USUAL = list(SERVERS)
-MAIN = USUAL[:5]
+DEFAULT_SERVERS = list(SERVERS)
+MAIN = DEFAULT_SERVERS[:5]
 SERVERS |= {
     "per-client": Server("hello-listen -l --per-client 10", HELLO + LIMIT + TCP, record=b""),
     "status": Server("hello-listen -l --status", HELLO + STATUS + TCP),
