@@ -378,6 +378,29 @@ def test_stop_while_it_fails() -> None:
     assert receiver.notifications.failing == "busy"
 
 
+def test_given_up_before_a_retry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the stop's timeout, the message that waits for a retry is not sent again."""
+    waits, over = Event(), Event()
+
+    def wait(event: Event, seconds: float) -> None:
+        waits.set()
+        over.wait(20)
+
+    monkeypatch.setattr(module, "waitFor", wait)
+    receiver = Receiver(OSError())
+    receiver.connect(v4(1))
+    assert waits.wait(20)
+    with capturedLogs() as logged:
+        closed = receiver.notifications.close()
+        receiver.reactor.advance(module.CLOSE_TIMEOUT)
+        assert closed.called
+    assert texts(logged) == ["New clients that nobody was notified of (pager): 1"]
+    over.set()
+    receiver.reactor.callOne()
+    assert receiver.delivered == []
+    assert receiver.calls.qsize() == 1
+
+
 def test_idle() -> None:
     """Without a new client there is no thread, and it can be opened again."""
     before = started()

@@ -247,7 +247,7 @@ def test_a_locked_folder(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def theirs() -> Iterator[Path]:
     """Become an ordinary user, and return the path of that user's dead socket."""
-    with TemporaryDirectory(dir="/tmp") as folder:
+    with TemporaryDirectory() as folder:
         mine = os.geteuid() == 0
         if mine:
             os.chown(folder, 65534, 65534)
