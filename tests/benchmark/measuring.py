@@ -11,7 +11,7 @@ from contextlib import ExitStack, closing
 from functools import partial
 from http.client import HTTPConnection
 
-from servers import PATIENCE, SERVERS, LeftOut, Server
+from servers import SERVERS, TIMEOUT, LeftOut, Server
 
 CROWD = 1000
 BURST = 4000
@@ -141,7 +141,7 @@ def status(server: Server, many: int) -> None:
 
 def page(server: Server) -> bytes:
     """Return a server's status page."""
-    with closing(HTTPConnection("127.0.0.1", server.status, timeout=PATIENCE)) as connection:
+    with closing(HTTPConnection("127.0.0.1", server.status, timeout=TIMEOUT)) as connection:
         connection.request("GET", "/")
         response = connection.getresponse()
         if response.status != 200:

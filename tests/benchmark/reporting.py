@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 
 from measuring import BURST, CROWD, FLOOD_RATE, PAGE_RATE
-from servers import CORES, MAIN, PATIENCE, SERVERS, Server
+from servers import CORES, MAIN, SERVERS, TIMEOUT, Server
 
 SHORT = {
     "rate": ("connections/s", "{:,.0f}"),
@@ -104,7 +104,7 @@ def exceptions(servers: list[Server]) -> Iterator[str]:
         if server.failure:
             yield f"{server.label}: {server.failure}"
         if unanswered := sum(server.figures["unanswered"]):
-            yield f"{server.label}: {unanswered:,.0f} not answered within {PATIENCE} s"
+            yield f"{server.label}: {unanswered:,.0f} not answered within {TIMEOUT} s"
         if (recorded := min(server.figures["recorded"], default=1)) != 1:
             yield f"{server.label}: {recorded:.2%} of its connections are in its log"
         if "shared.py" in server.command and not server.pinned:

@@ -19,8 +19,8 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 CORES = sorted(os.sched_getaffinity(0))
-PATIENCE = 10
-"""Seconds for a server to answer, and to end."""
+TIMEOUT = 10
+"""Seconds that a server may take to answer, and to end."""
 
 
 class LeftOut(Exception):
@@ -88,7 +88,7 @@ class Server:
             )
         try:
             while not self._answers():
-                if self.process.poll() is not None or time.perf_counter() > began + PATIENCE:
+                if self.process.poll() is not None or time.perf_counter() > began + TIMEOUT:
                     said = self.log.read_text(errors="replace").strip().split("\n")[-1]
                     raise LeftOut(said or "it does not answer")
                 time.sleep(0.001)
@@ -103,13 +103,13 @@ class Server:
         """Stop the server and the processes that it forked."""
         self.process.terminate()
         with suppress(subprocess.TimeoutExpired):
-            self.process.wait(PATIENCE)
+            self.process.wait(TIMEOUT)
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
     def load(
-        self, count: int, clients: int, limit: int = PATIENCE, rate: int = 0, sources: bool = False
+        self, count: int, clients: int, limit: int = TIMEOUT, rate: int = 0, sources: bool = False
     ) -> dict[str, float]:
         """
         Let clients connect, and return what the load generator saw.
@@ -133,11 +133,11 @@ class Server:
         seen: dict[str, float] = json.loads(load.stdout)
         return {**seen, "busy": seen["load"] / seen["wall"] / len(cores)}
 
-    def drive(self, count: int, clients: int, limit: int = PATIENCE) -> dict[str, float]:
+    def drive(self, count: int, clients: int, limit: int = TIMEOUT) -> dict[str, float]:
         """Run the load, wait until the server is idle, and add the CPU time that it used."""
         before = now = self.cpu()
         seen = self.load(count, clients, limit)
-        for _ in range(PATIENCE * 5):
+        for _ in range(TIMEOUT * 5):
             earlier, now = now, self.cpu()
             if now == earlier:
                 break
@@ -183,7 +183,7 @@ class Server:
         """Return whether it answers, asked from another address: no connection to itself."""
         family = socket.AF_UNIX if self.path else socket.AF_INET
         with suppress(ConnectionRefusedError, FileNotFoundError), socket.socket(family) as client:
-            client.settimeout(PATIENCE)
+            client.settimeout(TIMEOUT)
             if not self.path:
                 client.bind(("127.0.0.2", 0))
             client.connect(self.path or ("127.0.0.1", self.port))
