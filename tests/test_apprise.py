@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
 class Answers(HTTPServer):
-    """An HTTP server on a port of its own, and what it is to answer: a status and a body."""
+    """An HTTP server on a free port, with the status and body of its answers."""
 
     answer = 200, b""
     got: bytes
@@ -40,7 +40,7 @@ class Handler(BaseHTTPRequestHandler):
     server: Any
 
     def do_POST(self) -> None:
-        """Keep the body, and answer."""
+        """Record the body, and answer."""
         self.server.got = self.rfile.read(int(self.headers["Content-Length"]))
         status, body = self.server.answer
         self.send_response(status)
@@ -49,7 +49,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Be silent."""
+        """Log nothing."""
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_failed(
 
 
 def test_away(capfd: pytest.CaptureFixture[str]) -> None:
-    """Nothing that Apprise logs gets out, for it may hold a secret."""
+    """No message of Apprise is logged: it may contain a secret."""
     (service,) = services("json://127.0.0.1:1/hunter2")
     with pytest.raises(SendError, match=r"^connection failed$"):
         service("a title", "a text")

@@ -1,4 +1,4 @@
-"""Notifications: whoever is new is told of, or is counted as not told of."""
+"""Notifications: each new client is reported, or counted as unreported."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Receiver:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have no message wait for the minute's end or for a retry."""
+    """Send each message at once: no batches, no pauses before retries."""
     for name in ("MESSAGE_INTERVAL", "MIN_RETRY_INTERVAL", "MAX_RETRY_INTERVAL"):
         monkeypatch.setattr(module, name, 0.0)
 
@@ -96,7 +96,7 @@ def started() -> int:
 
 
 def test_first_and_sum() -> None:
-    """The first client is told of at once; the others, after it, in one message that counts all."""
+    """The first client is reported at once; later ones share one message that counts all."""
     receiver = Receiver()
     receiver.connect(IPv4Address("TCP", "192.0.2.99", 1))
     first = receiver.calls.get(timeout=20)
@@ -121,7 +121,7 @@ def test_first_and_sum() -> None:
 
 @pytest.mark.usefixtures("quick")
 def test_not_new() -> None:
-    """A client that has been told of is news again only after a day; connections are counted."""
+    """A reported client is new again only after a day; its connections are counted."""
     receiver = Receiver()
     receiver.connect(v4(1))
     receiver.get()
@@ -181,7 +181,7 @@ def test_many() -> None:
 
 
 def test_networks() -> None:
-    """Listed networks are never news, unless something is wrong with the connection."""
+    """Clients of listed networks are reported only if their connection has an error."""
     receiver = Receiver(networks=("10.0.0.0/8",))
     receiver.connect(v4(1))
     assert receiver.close() == []
@@ -479,7 +479,7 @@ FAILURES: dict[str, Callable[[], Any]] = {
 @settings(max_examples=60, deadline=None)
 @given(EVENTS, st.booleans())
 def test_nobody_is_forgotten(events: list[int | str], endsBadly: bool) -> None:
-    """Whatever comes and fails in whatever order, each new client is told of or counted."""
+    """In any order of connections and failures, each new client is reported or counted."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("MESSAGE_INTERVAL", "MIN_RETRY_INTERVAL", "MAX_RETRY_INTERVAL"):
             patch.setattr(module, name, 0.0)
