@@ -102,7 +102,10 @@ def test_lost_at_the_end(log: Path) -> None:
     assert answer(write(log, process.close()))["missing"] == 0
 
 
-@pytest.mark.parametrize("kind", ["connection", "summary", "lose"])
+@pytest.mark.parametrize(
+    "kind",
+    ["connection", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("summary", "lose"))],
+)
 def test_earlier_release(log: Path, kind: str) -> None:
     """Without C{sequence.last}, the counts show that records are missing, if not how many."""
     process = Run().connection().summary(5).lose(2, 9).connection()
@@ -176,7 +179,9 @@ def test_same_file(log: Path, tmp_path: Path) -> None:
     assert answer(log, log, tmp_path / "link", tmp_path / "hard") == answer(log)
 
 
-@pytest.mark.parametrize("number", range(6))
+@pytest.mark.parametrize(
+    "number", [1, 4, *(pytest.param(number, marks=pytest.mark.slow) for number in (0, 2, 3, 5))]
+)
 def test_line_twice(log: Path, tmp_path: Path, number: int) -> None:
     """A repeated line of any kind counts once, even with another timestamp."""
     process = Run().connection().lose(5, 5).vanish(5).summary(5).connection().close()

@@ -298,9 +298,11 @@ def test_unix_client_that_is_named_as_an_address(log: Path) -> None:
     ("step", "count", "unit", "first", "last"),
     [
         (60, 100, "minute", "2026-11-22 20:00", "2026-11-22 21:39"),
-        (3600, 90, "hour", "2026-11-22 20:00", "2026-11-26 13:00"),
+        pytest.param(
+            3600, 90, "hour", "2026-11-22 20:00", "2026-11-26 13:00", marks=pytest.mark.slow
+        ),
         (86400, 100, "day", "2026-11-22", "2027-03-01"),
-        (86400 * 365, 9, "year", "2026", "2034"),
+        pytest.param(86400 * 365, 9, "year", "2026", "2034", marks=pytest.mark.slow),
     ],
 )
 def test_bars(log: Path, step: int, count: int, unit: str, first: str, last: str) -> None:

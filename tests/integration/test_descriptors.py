@@ -91,7 +91,7 @@ def test_beside_clients_that_hold_descriptors(limited: Start, tmp_path: Path, ho
     assert len(server.lines) < LINES
 
 
-@pytest.mark.parametrize("prefix", ["", "haproxy:"])
+@pytest.mark.parametrize("prefix", [slow(""), "haproxy:"])
 def test_inherited_unix_socket(inherit: Start, tmp_path: Path, prefix: str) -> None:
     """An inherited socket is served as well, and its server does not spin."""
     with socket.socket(socket.AF_UNIX) as listener, ExitStack() as stack:

@@ -156,7 +156,7 @@ def test_address_in_use_by_another_endpoint(tmp_path: Path, how: list[str]) -> N
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may change the root folder")
-@pytest.mark.parametrize("how", [["-n"], []])
+@pytest.mark.parametrize("how", [slow(["-n"]), []])
 def test_chroot_without_the_null_device(tmp_path: Path, how: list[str]) -> None:
     """The file that is missing is named, and no process waits for a daemon that died."""
     (tmp_path / "root").mkdir()

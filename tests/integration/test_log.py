@@ -30,6 +30,7 @@ def test_stalled_reader(hello: Start, fifo: Path, reader: int) -> None:
     assert [line["sequence"] for line in lines if "sequence" in line] == list(range(1, 3001))
 
 
+@pytest.mark.slow
 def test_stop_while_the_reader_is_stalled(hello: Start, fifo: Path, reader: int) -> None:
     """The process ends, and logs how many records are lost."""
     server = hello("-l", fifo, "-e", LOOPBACK)

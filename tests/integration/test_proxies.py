@@ -310,7 +310,11 @@ def test_hostile_peers(hello: Start) -> None:
 
 @pytest.mark.parametrize(
     "header",
-    [b"PROXY UNKNOWN\r\n", b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0", b"\r\n\r\n\0\r\nQUIT\n\x21\0\0\0"],
+    [
+        slow(b"PROXY UNKNOWN\r\n"),
+        b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0",
+        slow(b"\r\n\r\n\0\r\nQUIT\n\x21\0\0\0"),
+    ],
     ids=["UNKNOWN", "LOCAL", "UNSPEC"],
 )
 def test_header_that_names_nobody(hello: Start, tmp_path: Path, header: bytes) -> None:
