@@ -27,7 +27,8 @@ def socketAddress(name: Any) -> IAddress:
     if not isinstance(name, tuple):
         return UNIXAddress(name or None)
     if len(name) == 2:
-        return IPv4Address("TCP", *name)
+        host, port = name
+        return IPv4Address("TCP", host, port)
     host, port, flow, scope = name
     if scope:
         with suppress(OSError):

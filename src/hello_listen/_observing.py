@@ -41,10 +41,18 @@ class ObserverCalls:
         try:
             result = observer(record)
             if result is not None:
-                self._follow(result, record)
+                self.follow(result, record)
         except BaseException:
-            # On SystemExit, the reactor would close the port.
-            _logFailure(Failure(), record)
+            self.fail(record)
+
+    def fail(self, record: Any) -> None:
+        """
+        Log the exception that an observer has just raised, also C{SystemExit}.
+
+        @param record: the connection or summary that it was called with.
+        """
+        # On SystemExit, the reactor would close the port.
+        _logFailure(Failure(), record)
 
     def finish(self, reactor: Any) -> Deferred[None]:
         """
@@ -61,8 +69,13 @@ class ObserverCalls:
             return ended
         return ended.addTimeout(FINISH_TIMEOUT, reactor).addErrback(self._logUnfinished)
 
-    def _follow(self, result: object, record: Any) -> None:
-        """Run a coroutine or track a L{Deferred}; ignore any other result."""
+    def follow(self, result: object, record: Any) -> None:
+        """
+        Run a coroutine or track a L{Deferred}; ignore any other result.
+
+        @param result: what an observer returned.
+        @param record: the connection or summary that it was called with.
+        """
         if isinstance(result, Coroutine):
             if len(self._unfinished) >= MAX_UNFINISHED:
                 result.close()
