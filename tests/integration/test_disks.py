@@ -216,6 +216,7 @@ def test_room_while_it_ends(start: Start, tmp_path: Path) -> None:
         assert account(disk.log) == (300, 0)
 
 
+@pytest.mark.slow
 def test_lock_of_a_reader(hello: Start, tmp_path: Path) -> None:
     """A reader that locks the log does not stop writes."""
     server = hello("-l", "log", "-e", LOOPBACK)
@@ -247,6 +248,7 @@ def test_closed_logs_keep_no_descriptor(start: Start, tmp_path: Path) -> None:
     assert ended.lines == ["0 descriptors more"]
 
 
+@pytest.mark.slow
 def test_permissions_after_a_rotation(tmp_path: Path) -> None:
     """After a rotation, a daemon's log has the permissions that it had at first."""
     started = run(

@@ -60,6 +60,7 @@ def inBackground(folder: Path, *command: object) -> Iterator[None]:
         until(lambda: not Path(f"/proc/{pid}").exists())
 
 
+@pytest.mark.slow
 def test_reader_that_stops(hello: Start, fifo: Path, reader: int) -> None:
     """Records that wait for 2 seconds are a failure, reported once, as is its end."""
     folder = fifo.parent

@@ -208,6 +208,7 @@ class Mailbox:
 
 
 @pytest.mark.parametrize("form", [slow(""), "&format=text"])
+@pytest.mark.slow
 def test_mail(hello: Start, tmp_path: Path, form: str) -> None:
     """A mail has the title as its subject, and the text alone as its body, whatever its format."""
     mailbox = Mailbox()

@@ -365,6 +365,7 @@ def test_twist_json_of_a_proxied_connection(start: Start) -> None:
 
 
 @pytest.mark.parametrize("family", ["INET", slow("INET6"), slow("UNIX")])
+@pytest.mark.slow
 def test_restart_loses_nobody(inherit: Start, tmp_path: Path, family: str) -> None:
     """Clients that connect to an inherited socket during a restart are served after it."""
     if family == "UNIX":

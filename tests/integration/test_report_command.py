@@ -179,6 +179,7 @@ def test_terminated(start: Start, tmp_path: Path) -> None:
 
 
 @pytest.mark.unix
+@pytest.mark.slow
 def test_live(hello: Start, tmp_path: Path) -> None:
     """The report of a log that is being written tells an open run from one that was killed."""
     log = tmp_path / "connections.jsonl"

@@ -150,6 +150,7 @@ def test_hosts(hello: Start) -> None:
     server.stop()
 
 
+@pytest.mark.slow
 def test_slow_clients(hello: Start) -> None:
     """200 slow HTTP clients delay neither connections nor the page."""
     server = hello("-e", LOOPBACK, "--status", LOOPBACK)
@@ -267,6 +268,7 @@ def test_answers_that_nobody_takes(hello: Start) -> None:
     assert "Traceback" not in server.stop()
 
 
+@pytest.mark.slow
 def test_log_of_every_endpoint(hello: Start, tmp_path: Path) -> None:
     """On no endpoint do Twisted's own log lines name a class of this package."""
     (tmp_path / "server.pem").write_text(makeCertificate(tmp_path))

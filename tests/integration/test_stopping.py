@@ -91,6 +91,7 @@ def test_all_who_wait_at_the_end(limited: Start, tmp_path: Path, endpoint: str) 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the table of handshakes is Linux's")
 @pytest.mark.parametrize("count", [slow(1), 50])
+@pytest.mark.slow
 def test_handshakes_are_looked_up_for_all_ports(start: Start, tmp_path: Path, count: int) -> None:
     """/proc/net/tcp is read once for all ports, and not while clients are in the accept queue."""
     trace = tmp_path / "trace"
@@ -132,6 +133,7 @@ HelloService(factory, ["{LOOPBACK}"]).setServiceParent(application)
 """
 
 
+@pytest.mark.slow
 def test_conversations_of_an_embedder(start: Start, tmp_path: Path) -> None:
     """At a stop, clients of an embedder's protocol can finish, and new clients are refused."""
     (tmp_path / "hello.tac").write_text(TAC)
