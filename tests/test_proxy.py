@@ -285,18 +285,23 @@ def test_untrusted(peer: IAddress, header: bytes) -> None:
     assert not server.clock.getDelayedCalls()
 
 
-@pytest.mark.parametrize("counts", [True, False])
-def test_untrusted_with_a_subclass_that_fails(counts: bool) -> None:
-    """If a subclass raises an error, the peer is recorded once, and its connection closed."""
+def failing(error: type[BaseException], counts: bool, seen: list[Connection]) -> HelloFactory:
+    """Return a factory that raises an error for each connection, after it was counted or not."""
 
     class Failing(HelloFactory):
         def established(self, *arguments: Any, **facts: Any) -> None:
             if counts:
                 super().established(*arguments, **facts)
-            raise RuntimeError
+            raise error
 
+    return Failing(seen.append)
+
+
+@pytest.mark.parametrize("counts", [True, False])
+def test_untrusted_with_a_subclass_that_fails(counts: bool) -> None:
+    """If a subclass raises an error, the peer is recorded once, and its connection closed."""
     seen: list[Connection] = []
-    server = Server("10.0.0.3", hello=Failing(seen.append))
+    server = Server("10.0.0.3", hello=failing(RuntimeError, counts, seen))
     with capturedLogs() as events:
         _, transport = server.connect()
     assert transport.disconnecting
@@ -375,15 +380,8 @@ def test_time_is_when_it_was_accepted() -> None:
 @pytest.mark.parametrize("counts", [True, False])
 def test_subclass_that_fails(counts: bool) -> None:
     """If a subclass raises an error, the connection is closed and recorded all the same."""
-
-    class Failing(HelloFactory):
-        def established(self, *arguments: Any, **facts: Any) -> None:
-            if counts:
-                super().established(*arguments, **facts)
-            raise SystemExit
-
     seen: list[Connection] = []
-    server = Server(hello=Failing(seen.append))
+    server = Server(hello=failing(SystemExit, counts, seen))
     server.factory.doStart()
     with capturedLogs() as events:
         (named, _), (lost, _) = server.connect(), server.connect()

@@ -698,14 +698,20 @@ def test_time_limit_starts_again() -> None:
     assert not clock.getDelayedCalls()
 
 
-def test_answers_that_are_not_taken() -> None:
-    """A client that does not read its answers gets no more, and is dropped later."""
+def unread() -> tuple[StatusSite, Turns, HTTP]:
+    """Return a site, its clock, and a client that has sent 600 requests, but reads no answer."""
     served, clock = site()
     client = HTTP(served)
     client.transport.takes = False
     client.send(*(600 * REQUEST)[:-1])
     for _ in range(600):
         clock.advance(0)
+    return served, clock, client
+
+
+def test_answers_that_are_not_taken() -> None:
+    """A client that does not read its answers gets no more, and is dropped later."""
+    _, clock, client = unread()
     assert 2 <= client.answers() < 30
     assert client.transport.unsent < 2**20
     clock.advance(REQUEST_TIMEOUT - 1)
@@ -716,12 +722,7 @@ def test_answers_that_are_not_taken() -> None:
 
 def test_answers_that_are_taken_late() -> None:
     """A client that has read its answers gets the next, with a new timeout."""
-    served, clock = site()
-    client = HTTP(served)
-    client.transport.takes = False
-    client.send(*(600 * REQUEST)[:-1])
-    for _ in range(600):
-        clock.advance(0)
+    _, clock, client = unread()
     before = client.answers()
     clock.advance(REQUEST_TIMEOUT - 1)
     client.transport.take()
@@ -751,12 +752,7 @@ def test_client_that_does_not_wait() -> None:
 
 def test_end_of_a_client_that_takes_nothing() -> None:
     """A connection that is lost with unread answers leaves nothing behind."""
-    served, clock = site()
-    client = HTTP(served)
-    client.transport.takes = False
-    client.send(*(600 * REQUEST)[:-1])
-    for _ in range(600):
-        clock.advance(0)
+    served, clock, client = unread()
     client.transport.producer.stopProducing()
     client.protocol.connectionLost(Failure(ConnectionAborted()))
     client.transport.take()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hello_listen.connection import withoutNone
+
 
 @dataclass(frozen=True)
 class Place:
@@ -33,12 +35,15 @@ class Place:
 
         C{geo.country.iso_code} is OpenTelemetry's name, C{as} the Elastic Common Schema's.
         """
-        fields = {
+        return withoutNone(self.attributes())
+
+    def attributes(self) -> dict[str, str | int | None]:
+        """Return all fields; the value of an unknown one is L{None}."""
+        return {
             "client.geo.country.iso_code": self.country,
             "client.as.number": self.number,
             "client.as.organization.name": self.organization,
         }
-        return {name: value for name, value in fields.items() if value is not None}
 
 
 NOWHERE = Place()

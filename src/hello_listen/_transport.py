@@ -20,8 +20,23 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 
+class _Addresses:
+    """A part of each transport here: the addresses of both ends, which its C{__init__} sets."""
+
+    _peer: IAddress
+    _host: IAddress
+
+    def getPeer(self) -> IAddress:
+        """Return the address of the client."""
+        return self._peer
+
+    def getHost(self) -> IAddress:
+        """Return the address that the client reached."""
+        return self._host
+
+
 @implementer(ITransport)
-class InPlaceTransport:
+class InPlaceTransport(_Addresses):
     """
     The transport of an accepted connection that its protocol is expected to close at once.
 
@@ -60,14 +75,6 @@ class InPlaceTransport:
         self._peer = peer
         self._host = host
         self._adopt = adopt
-
-    def getPeer(self) -> IAddress:
-        """Return the address of the client."""
-        return self._peer
-
-    def getHost(self) -> IAddress:
-        """Return the address that the client reached."""
-        return self._host
 
     def write(self, data: bytes) -> None:
         """
@@ -146,7 +153,7 @@ class _Relay(Protocol):
         self._protocol.connectionLost(reason)
 
 
-class EndedTransport(FileWrapper):
+class EndedTransport(_Addresses, FileWrapper):
     """The transport of a connection that the client has reset, though its data can be read."""
 
     abortConnection = FileWrapper.loseConnection
@@ -157,17 +164,9 @@ class EndedTransport(FileWrapper):
         self._peer = peer
         self._host = host
 
-    def getPeer(self) -> IAddress:
-        """Return the address of the client."""
-        return self._peer
-
-    def getHost(self) -> IAddress:
-        """Return the address that the client reached."""
-        return self._host
-
 
 @implementer(ITransport)
-class ProxiedTransport:
+class ProxiedTransport(_Addresses):
     """
     The transport behind a PROXY header: its addresses are those that the header names.
 
@@ -190,14 +189,6 @@ class ProxiedTransport:
         self._host = host
         self.details = details
         self._hasWritten = False
-
-    def getPeer(self) -> IAddress:
-        """Return the address of the client."""
-        return self._peer
-
-    def getHost(self) -> IAddress:
-        """Return the address that the client reached."""
-        return self._host
 
     def write(self, data: bytes) -> None:
         """

@@ -134,7 +134,7 @@ class HelloFactory(ServerFactory):
             silent,
         )
         for observer in self.observers:
-            # As ObserverCalls.call does: one more call would take 2 % of a connection's time.
+            # As ObserverCalls.call does, but inline: this runs for each connection.
             try:
                 result = observer(connection)
                 if result is not None:

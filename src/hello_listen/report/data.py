@@ -58,12 +58,7 @@ def _clients(report: Report) -> list[dict[str, Any]]:
     for client in clients:
         place: Place | None = client.pop("place")
         if place is not None:
-            client |= {
-                "client.geo.country.iso_code": place.country,
-                "client.as.number": place.number,
-                "client.as.organization.name": place.organization,
-                "private": place.isPrivate,
-            }
+            client |= place.attributes() | {"private": place.isPrivate}
     return clients
 
 
