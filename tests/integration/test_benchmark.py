@@ -25,10 +25,12 @@ if sys.argv[1:] == ["--version"]:
 listener = socket.create_server(("127.0.0.1", int(sys.argv[3])))
 if os.fork() == 0:
     os._exit(0)
-for _ in range({connections}):
+for left in reversed(range({connections})):
     client, peer = listener.accept()
     print("Connection from 127.0.0.1:", peer[1], flush=True)
-    client.close()
+    if left:
+        client.close()
+# The last client sees the end once the memory of this process is gone.
 os._exit(0)
 """
 """Serves so many connections, and ends; never asks for the status of a child that has ended."""
