@@ -58,8 +58,8 @@ class Disk:
     def open(self, *args: Any, **kwargs: Any) -> int:
         """Open a file, and keep its descriptor."""
         try:
-            self.file = self._open(*args, **kwargs)
-            return self.file
+            file = self.file = self._open(*args, **kwargs)
+            return file
         finally:
             self.opened += 1
             self._tell()
