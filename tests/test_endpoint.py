@@ -5,15 +5,10 @@ from __future__ import annotations
 import re
 import socket
 import sys
-from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import rsa
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from twisted.application.internet import StreamServerEndpointService
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred, fail, succeed
@@ -24,6 +19,7 @@ from twisted.internet.stdio import PipeAddress
 from twisted.internet.testing import MemoryReactorClock, StringTransport
 from zope.interface.verify import verifyObject
 
+from certificates import passesX509, pem
 from hello_listen import HelloEndpoint, HelloFactory
 from hello_listen._port import HelloPort
 from hello_listen._proxy import ProxiedFactory, ProxiedProtocol
@@ -115,21 +111,6 @@ def test_without_tls(monkeypatch: pytest.MonkeyPatch, description: str) -> None:
         HelloEndpoint(MemoryReactorClock(), description)
 
 
-@pytest.mark.usefixtures("tlsEndpoints")
-def test_certificates(tmp_path: Path) -> None:
-    """A C{tls:} endpoint without any certificate is refused, for a folder and for a file."""
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "file.pem").write_text("hello")
-    (tmp_path / "a:b").mkdir()
-    lacks, missing = "no certificate in any .pem file", "No such file or directory"
-    for path, reason in (("no", missing), ("empty", lacks), ("file.pem", lacks)):
-        for endpoint in (f"tls:{tmp_path}/{path}:0", f"tls:port=0:path={tmp_path}/{path}"):
-            with pytest.raises(ValueError, match=re.escape(f": {reason}: '{tmp_path}/{path}'")):
-                HelloEndpoint(MemoryReactorClock(), endpoint)
-    with pytest.raises(ValueError, match=re.escape(f": {lacks}: '{tmp_path}/a:b'")):
-        HelloEndpoint(MemoryReactorClock(), f"tls:{tmp_path}/a\\:b:0")
-
-
 DH_PARAMETERS = """\
 -----BEGIN DH PARAMETERS-----
 MIIBCAKCAQEA//////////+t+FRYortKmq/cViAnPTzx2LnFg84tNpWp4TZBFGQz
@@ -143,64 +124,20 @@ ssbzSibBsu/6iGtCOGEoXJf//////////wIBAg==
 """The group ffdhe2048 (RFC 7919, A.1)."""
 
 
-def pem(bits: int = 2048, issuer: str = "localhost") -> tuple[str, str]:
-    """Return a key, and its certificate for localhost."""
-    key = rsa.generate_private_key(65537, bits)
-    by, name = (
-        x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, text)])
-        for text in (issuer, "localhost")
-    )
-    now = datetime.now(timezone.utc)
-    certificate = (
-        x509.CertificateBuilder(by, name, key.public_key(), bits, now, now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    return private.decode(), certificate.public_bytes(Encoding.PEM).decode()
-
-
-# Twisted uses what pyOpenSSL has deprecated.
-passesX509 = pytest.mark.filterwarnings("ignore:.*cryptography:DeprecationWarning")
-
-
 @pytest.fixture
 def keyFile(tmp_path: Path) -> str:
     """Return the path of a file with a key and its certificate."""
-    (tmp_path / "server.pem").write_text("".join(pem()))
+    (tmp_path / "server.pem").write_text("".join(pem("localhost")))
     return f"{tmp_path}/server.pem"
 
 
 @passesX509
-@pytest.mark.usefixtures("tlsEndpoints")
-def test_certificates_that_are_there(tmp_path: Path) -> None:
-    """One certificate in any file is enough: keys may be in other files, an issuer's be missing."""
-    key, certificate = pem()
-    (tmp_path / "key.pem").write_text(key)
-    (tmp_path / "certificate.pem").write_text(certificate)
-    (tmp_path / "issuer.pem").write_text(pem(issuer="root")[1])
-    HelloEndpoint(MemoryReactorClock(), f"tls:{tmp_path}:0")
-
-
-@passesX509
-@pytest.mark.usefixtures("tlsEndpoints")
-def test_root_certificate(tmp_path: Path) -> None:
-    """A file on which Twisted would loop for ever is refused."""
-    (tmp_path / "server.pem").write_text("".join(pem()))
-    (tmp_path / "root.pem").write_text(pem()[1])
-    reason = "a self-signed certificate without its key: leave it out"
-    with pytest.raises(ValueError, match=re.escape(f"'tls:{tmp_path}:0': {reason}")):
-        HelloEndpoint(MemoryReactorClock(), f"tls:{tmp_path}:0")
-
-
-@passesX509
-@pytest.mark.usefixtures("tlsEndpoints")
-def test_certificate_that_is_refused(tmp_path: Path, keyFile: str) -> None:
+def test_certificate_that_is_refused(tmp_path: Path) -> None:
     """A certificate that OpenSSL would refuse at each handshake is refused at the start."""
-    (tmp_path / "weak.pem").write_text("".join(pem(1024)))
-    for endpoint in (f"tls:{tmp_path}:0", f"ssl:0:privateKey={tmp_path}/weak.pem"):
-        with pytest.raises(ValueError, match=re.escape(f"{endpoint!r}: TLS: ee key too small")):
-            HelloEndpoint(MemoryReactorClock(), endpoint)
+    (tmp_path / "weak.pem").write_text("".join(pem("localhost", bits=1024)))
+    endpoint = f"ssl:0:privateKey={tmp_path}/weak.pem"
+    with pytest.raises(ValueError, match=re.escape(f"{endpoint!r}: TLS: ee key too small")):
+        HelloEndpoint(MemoryReactorClock(), endpoint)
 
 
 @passesX509

@@ -1,4 +1,4 @@
-"""TLS endpoints: reports errors in their files at the start, instead of for each client."""
+"""C{ssl:} endpoints: reports errors in their files at the start, instead of for each client."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
-_PEM = re.compile(rb"-----BEGIN ([A-Z0-9. ]+)-----.*?-----END \1-----", re.DOTALL)
+PEM = re.compile(rb"-----BEGIN ([A-Z0-9. ]+)-----.*?-----END \1-----", re.DOTALL)
+"""Matches one object of a PEM file."""
 
 
 class TLSReactor:
@@ -69,35 +70,5 @@ def checkFiles(arguments: Mapping[str, str]) -> None:
     kinds = {"privateKey": "PRIVATE KEY", "certKey": "CERTIFICATE", "dhParameters": "DH PARAMETERS"}
     for name in kinds.keys() & arguments.keys():
         path, kind = arguments[name], kinds[name]
-        if not any(
-            pem[1].endswith(kind.encode()) for pem in _PEM.finditer(Path(path).read_bytes())
-        ):
+        if not any(pem[1].endswith(kind.encode()) for pem in PEM.finditer(Path(path).read_bytes())):
             raise ValueError(f"no {kind} in PEM format: {path!r}")
-
-
-def checkCertificates(path: Path) -> None:
-    """
-    Check the certificates of a C{tls:} endpoint.
-
-    @param path: a file, or a folder of F{.pem} files.
-
-    @raise OSError: a file cannot be read.
-    @raise ValueError: there is no certificate, or a self-signed one has no key.
-    @raise OpenSSL.SSL.Error: OpenSSL rejects a certificate that has a key.
-    """
-    from OpenSSL.crypto import FILETYPE_PEM
-    from twisted.internet.ssl import Certificate, CertificateOptions, KeyPair
-
-    files = path.rglob("*.pem") if path.is_dir() else [path]
-    found = [pem for file in files for pem in _PEM.finditer(file.read_bytes())]
-    certificates = [Certificate.loadPEM(pem[0]) for pem in found if pem[1] == b"CERTIFICATE"]
-    if not certificates:
-        raise ValueError(f"no certificate in any .pem file: {str(path)!r}")
-    keys = [KeyPair.load(pem[0], FILETYPE_PEM) for pem in found if pem[1].endswith(b"PRIVATE KEY")]
-    byHash = {key.keyHash(): key for key in keys}
-    for certificate in certificates:
-        if key := byHash.get(certificate.getPublicKey().keyHash()):
-            CertificateOptions(key.original, certificate.original).getContext()
-        elif certificate.getIssuer() == certificate.getSubject():
-            # Twisted would follow its chain of issuers in an endless loop.
-            raise ValueError("a self-signed certificate without its key: leave it out")

@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterable
 from contextlib import suppress
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from twisted.internet import tcp
@@ -22,7 +21,7 @@ from hello_listen._inherited import InheritedSocket, InheritedSockets
 from hello_listen._networks import Networks
 from hello_listen._port import HelloPort
 from hello_listen._proxy import ProxiedFactory, pendingHeaders
-from hello_listen._tls import TLSReactor, checkCertificates, checkFiles
+from hello_listen._tls import TLSReactor, checkFiles
 from hello_listen._unix import UNIXReactor, UNIXSocket
 from hello_listen._words import availableTypes, corrected, listenReason, occupies, parseReason
 from hello_listen.protocol import HelloFactory
@@ -223,9 +222,11 @@ def _parseTLS(kind: str, description: str, reactor: Any) -> Any:
     """Return an endpoint with TLS, after OpenSSL has accepted its files."""
     positional, named = _arguments(description)
     if kind == "tls":
-        for path in [named["path"]] if "path" in named else positional[1:2]:
-            checkCertificates(Path(path))
-        return _withBacklog(description, reactor)
+        from hello_listen._certificates import checkCertificates, withKnownNames
+
+        paths = [named["path"]] if "path" in named else positional[1:2]
+        names = [name for path in paths for name in checkCertificates(path)]
+        return withKnownNames(_withBacklog(description, reactor), names)
     checkFiles(named)
     standIn = TLSReactor(reactor)
     endpoint = _withBacklog(description, standIn)
