@@ -484,9 +484,24 @@ def test_headers(path: str, method: str, host: str) -> None:
 )
 @pytest.mark.parametrize("path", PAGES)
 def test_host(host: str | None, answered: int, path: str) -> None:
-    """A request with a foreign Host header is refused (DNS rebinding)."""
+    """A foreign Host header is refused (DNS rebinding), unless no client's address is shown."""
     response, _ = ask(status(hosts=["Status.example", "bücher.example."])[0], path, host=host)
-    assert response.status == answered
+    assert response.status == (200 if path in ("/metrics", "/healthz") else answered)
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/healthz"])
+def test_no_client_under_any_host(path: str) -> None:
+    """What is served under any host name has no client's address, whatever is wrong."""
+    resource, tally = status(Log(failing="No space left on device"), address=None)
+    client = IPv4Address("TCP", "203.0.113.7", 51974)
+    for error in (None, "proxy_header_invalid", "failed"):
+        for proxy in (None, PROXY):
+            tally(Connection(NOON, client, SERVER, proxy, error))
+    tally(summary(3, "203.0.113.7"))
+    assert "203.0.113.7" in ask(resource, "/status.json")[1]
+    response, content = ask(resource, path, host="hello-listen:7880")
+    assert response.status in (200, 503)
+    assert not re.search(r"203\.0\.113\.7|10\.0\.0\.2", content)
 
 
 def test_elsewhere() -> None:
@@ -496,6 +511,8 @@ def test_elsewhere() -> None:
     response, _ = ask(root, "/who%20is%20it")
     assert (response.status, response.getheader("Location")) == (302, "who%20is%20it/")
     assert ask(root, "/who%20is%20it", host="attacker.example")[0].status == 403
+    assert ask(root, "/who%20is%20it/", host="hello-listen")[0].status == 403
+    assert ask(root, "/who%20is%20it/healthz", host="hello-listen")[0].status == 200
     assert ask(root, "/who%20is%20it/")[0].status == 200
     assert ask(root, "/who%20is%20it/style.css")[0].status == 200
 

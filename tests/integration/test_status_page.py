@@ -142,11 +142,13 @@ def test_unix_and_tls(hello: Start, tmp_path: Path) -> None:
 
 
 def test_hosts(hello: Start) -> None:
-    """A name that --status-host gives is answered, another is not."""
+    """A name that --status-host gives is answered; under others, only metrics and health are."""
     server = hello("-e", LOOPBACK, "--status", LOOPBACK, "--status-host", "status.example")
     status = statusPort(server)
     assert get(status, host="status.example:80")[0] == 200
     assert get(status, host="attacker.example")[0] == 403
+    assert get(status, "/metrics", "hello-listen")[0] == 200
+    assert get(status, "/healthz", "hello-listen") == (200, "OK\n")
     server.stop()
 
 

@@ -44,6 +44,9 @@ HEADERS = {
 
 FILES = {"style.css": "text/css", "script.js": "text/javascript", "icon.svg": "image/svg+xml"}
 
+ANY_HOST = {b"healthz", b"metrics"}
+"""Served under any host name, such as that of a service of Compose: they show no client's address."""
+
 TEXT_TYPE = "text/plain; charset=utf-8"
 HTML_TYPE = "text/html; charset=utf-8"
 JSON_TYPE = "application/json; charset=utf-8"
@@ -55,7 +58,8 @@ class StatusResource(Resource):
 
     It shows all addresses to anybody who can reach it. The Host header of a request must be an IP
     address, C{localhost}, or one of C{hosts}: by DNS rebinding, another site could otherwise make a
-    visitor's browser read it.
+    visitor's browser read it. C{/metrics} and C{/healthz}, which show no client's address, are
+    served under any name.
     """
 
     def __init__(
@@ -104,7 +108,8 @@ class StatusResource(Resource):
         @param path: the next segment of its path.
         @param request: the request.
         """
-        return self._refusal(request) or super().getChildWithDefault(path, request)
+        refusal = self._refusal(request, path in ANY_HOST)
+        return refusal or super().getChildWithDefault(path, request)
 
     def getChild(self, path: bytes, request: IRequest) -> IResource:
         """
@@ -126,12 +131,12 @@ class StatusResource(Resource):
             request.setHeader(b"location", f"{quote(request.prepath[-1])}/".encode())
         return (refusal or _REDIRECTION).render(request)
 
-    def _refusal(self, request: Any) -> Resource | None:
+    def _refusal(self, request: Any, anyHost: bool = False) -> Resource | None:
         """Return the resource that refuses a request, or L{None} if it may be served."""
         hosts = request.requestHeaders.getRawHeaders(b"host", [])
         if len(hosts) > 1 or (not hosts and request.clientproto == b"HTTP/1.1"):
             return _BAD_HOST  # RFC 9112, 3.2
-        if not all(map(self._isOurs, hosts)):
+        if not (anyHost or all(map(self._isOurs, hosts))):
             return _UNKNOWN_HOST
         if request.method not in (b"GET", b"HEAD"):
             return _BAD_METHOD
