@@ -193,8 +193,8 @@ def far(start: Start, endpoint: str) -> Iterator[Far]:
     near, channel = socket.socketpair()
     with near, channel:
         server = start(
-            *alone, sys.executable, Path(__file__).parent / "roundtrip.py", channel.fileno(), ip,
-            *unprivileged(), *TWISTD, "-e", endpoint, pass_fds=[channel.fileno()],
+            *alone, sys.executable, Path(__file__).parents[1] / "roundtrip.py", channel.fileno(),
+            ip, *unprivileged(), *TWISTD, "-e", endpoint, pass_fds=[channel.fileno()],
         )  # fmt: skip
         channel.close()
         _, passed, _, _ = socket.recv_fds(near, 16, 2)

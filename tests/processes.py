@@ -24,7 +24,7 @@ from twisted.internet.interfaces import IStreamServerEndpointStringParser
 from twisted.plugin import getPlugins
 
 SCRIPTS = Path(sys.executable).parent
-DEPLOY = Path(__file__).parents[2] / "src" / "deploy"
+DEPLOY = Path(__file__).parents[1] / "src" / "deploy"
 """The files that people copy."""
 
 PATIENCE = 60.0
