@@ -45,7 +45,7 @@ HEADERS = {
 FILES = {"style.css": "text/css", "script.js": "text/javascript", "icon.svg": "image/svg+xml"}
 
 ANY_HOST = {b"healthz", b"metrics"}
-"""Served under any host name, such as that of a service of Compose: they show no client's address."""
+"""Served under any host name, such as a service's in Compose: they show no client's address."""
 
 TEXT_TYPE = "text/plain; charset=utf-8"
 HTML_TYPE = "text/html; charset=utf-8"
