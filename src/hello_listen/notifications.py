@@ -11,6 +11,7 @@ from datetime import datetime, timezone
 from heapq import nlargest
 from inspect import isawaitable, iscoroutinefunction
 from ipaddress import ip_interface
+from math import inf
 from threading import Event, Lock, Thread
 from time import monotonic, time
 from typing import Any
@@ -212,7 +213,7 @@ class Notifications:
             from twisted.internet import reactor
         self.name = name
         self._send = send
-        self._networks = ListedNetworks(networks)
+        self._networks = ListedNetworks(networks) or None
         self._reactor = reactor
         self._host = _harmless(socket.gethostname() if host is None else host, ".")
         self._thread: Thread | None = None
@@ -248,20 +249,16 @@ class Notifications:
 
         @param connection: the connection.
         """
-        if self._networks and connection in self._networks:
+        if self._networks is not None and connection in self._networks:
             return
         key = addressIdentity(connection.client)
         now = monotonic()
         seen = self._seen
-        last = seen.get(key)
+        isNew = now - seen.get(key, -inf) >= NEWS_PERIOD
         seen[key] = now
-        if last is not None:
-            seen.move_to_end(key)
-            isNew = now - last >= NEWS_PERIOD
-        else:
-            isNew = True
-            if len(seen) > MAX_CLIENTS:
-                seen.popitem(last=False)
+        seen.move_to_end(key)
+        if len(seen) > MAX_CLIENTS:
+            seen.popitem(last=False)
         # Without the lock: only this method replaces None.
         if not isNew and self._news is None:
             return
