@@ -197,7 +197,7 @@ def slow(*values: object) -> object:
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
-def until(condition: Callable[[], object]) -> None:
+def until(condition: Callable[..., object]) -> None:
     """Poll until the condition is true; fail at once if a program of the test has failed."""
     for _ in range(int(PATIENCE * 100)):
         failed = [process for process in Process.watched if process.hasFailed()]

@@ -84,6 +84,6 @@ class Stepping(SelectReactor):
 
     step = 0.0
 
-    def seconds(self) -> float:  # type: ignore[override]
+    def seconds(self) -> float:
         """Return the time."""
         return super().seconds() + self.step

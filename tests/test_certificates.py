@@ -111,8 +111,9 @@ class Clients:
                 transport.clear()
         client.send(b"hello")
         protocol.dataReceived(client.bio_read(65536))
-        shown = client.get_peer_certificate(as_cryptography=True).extensions
-        names = shown.get_extension_for_class(SubjectAlternativeName).value
+        shown = client.get_peer_certificate(as_cryptography=True)
+        assert shown is not None
+        names = shown.extensions.get_extension_for_class(SubjectAlternativeName).value
         return names.get_values_for_type(DNSName)
 
 

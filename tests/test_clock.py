@@ -118,7 +118,7 @@ def test_after_the_reads(stepping: Stepping) -> None:
                 while not clock.seconds() > clock.getDelayedCalls()[0].getTime() + 0.02:
                     pass
             theirs.sendall(b"data")
-            until(lambda called=called: called.called, stepping)  # type: ignore[misc]
+            until(lambda called=called: called.called, stepping)
         reader.stopReading()
     assert events == ["data", "call"] * 2
 

@@ -146,9 +146,9 @@ def test_json(
         IPv4Address("TCP", "²", 6),
         IPv4Address("TCP", "\u0661.2.3.4", 6),
         IPv4Address("TCP", "", 6),
-        IPv4Address("TCP", "1.2.3.4", "5"),
+        IPv4Address("TCP", "1.2.3.4", "5"),  # type: ignore[arg-type]
         IPv4Address("TCP", "1.2.3.4", True),
-        IPv4Address("TCP", "1.2.3.4", None),
+        IPv4Address("TCP", "1.2.3.4", None),  # type: ignore[arg-type]
     ],
 )
 def test_no_address(address: IPv4Address) -> None:

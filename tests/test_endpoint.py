@@ -185,7 +185,7 @@ def test_taking_over() -> None:
     assert port.getHost().host == "127.0.0.1"  # type: ignore[attr-defined]
     stopped = port.stopListening()
     while not stopped.called:
-        reactor.iterate(0.01)  # type: ignore[attr-defined]
+        reactor.iterate(0.01)
 
 
 def test_another_parsers_lookup_error(later: None) -> None:
@@ -276,7 +276,7 @@ def release(*ports: Any) -> None:
 
     stopping = [port.stopListening() for port in ports]
     while not all(each.called for each in stopping):
-        reactor.iterate(0.01)  # type: ignore[attr-defined]
+        reactor.iterate(0.01)
 
 
 @pytest.mark.unix

@@ -280,7 +280,7 @@ def test_sockets_that_no_endpoint_serves(passOn: PassOn, listeners: list[socket.
     """A passed socket that no endpoint serves is a warning that says how to serve it."""
     passOn(*(each.fileno() for each in listeners), names="a:b=\\:a")
 
-    def make(*arguments: str) -> list[str | None]:
+    def make(*arguments: str) -> list[str]:
         options = Options(MemoryReactorClock())
         options.parseOptions(arguments)
         with capturedLogs() as events:

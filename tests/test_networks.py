@@ -65,7 +65,7 @@ def test_what_is_not_a_network(text: str, hint: str) -> None:
     assert str(raised.value) == f"not a network: {text!r}{hint}"
 
 
-addresses = st.ip_addresses(v=4) | st.ip_addresses(v=6).filter(lambda host: not host.ipv4_mapped)
+addresses = st.ip_addresses().filter(lambda host: not getattr(host, "ipv4_mapped", None))
 
 
 @given(addresses, addresses, st.integers(0, 128))

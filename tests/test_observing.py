@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
-from twisted.logger import LogLevel, capturedLogs, formatEvent
+from twisted.logger import LogEvent, LogLevel, capturedLogs, formatEvent
 
 from hello_listen import Connection, ConnectionLog, HelloFactory, HelloService, Summaries, Summary
 from hello_listen._observing import FINISH_TIMEOUT, MAX_UNFINISHED, ObserverCalls
@@ -19,10 +20,10 @@ SERVER = IPv4Address("TCP", "192.0.2.1", 7878)
 TEXT = "Connection established! 192.0.2.7:51974 -> 192.0.2.1:7878"
 
 
-def problems(events: list[Any]) -> list[str | None]:
+def problems(events: Iterable[LogEvent]) -> list[str]:
     """Return the first line of each error that was logged."""
     errors = [event for event in events if event["log_level"] >= LogLevel.error]
-    return [(formatEvent(event) or "").split("\n")[0] for event in errors]
+    return [formatEvent(event).split("\n")[0] for event in errors]
 
 
 class Slow:
@@ -56,9 +57,12 @@ def test_failure_names_the_connection(late: bool) -> None:
     """The failure of a coroutine or Deferred is logged with the connection."""
     gates: list[Deferred[None]] = []
 
+    def fail(_: None) -> None:
+        raise ZeroDivisionError
+
     def observeLater(connection: Connection) -> Deferred[None]:
         gates.append(Deferred())
-        return gates[-1].addCallback(lambda _: 1 / 0)
+        return gates[-1].addCallback(fail)
 
     async def observe(connection: Connection) -> None:
         await observeLater(connection)

@@ -21,7 +21,6 @@ from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.error import ConnectionLost
 from twisted.internet.interfaces import IListeningPort, ITransport
 from twisted.internet.protocol import Factory, Protocol
-from twisted.internet.task import deferLater
 from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.logger import capturedLogs, formatEvent
 from twisted.python.failure import Failure
@@ -38,7 +37,7 @@ from hello_listen._port import MAX_ACCEPTS, PAUSE, HelloPort
 from hello_listen._proxy import ProxiedFactory, pendingHeaders
 from hello_listen._transport import EndedTransport
 from hello_listen._unix import UNIXReactor
-from turns import reactor, until
+from turns import reactor, turnFor, until
 
 pytestmark = pytest.mark.unix
 
@@ -208,7 +207,7 @@ def test_not_in_place(serve: Serve, tmp_path: Path) -> None:
 
     seen: list[Connection] = []
     other = HelloFactory(seen.append)
-    other.protocol = OtherProtocol  # type: ignore[assignment]
+    other.protocol = OtherProtocol
     for hello, interface in ((Subclass(seen.append), tmp_path / "s"), (other, "127.0.0.1")):
         server = serve(interface, hello=hello)
         client = server.connect()
@@ -263,7 +262,7 @@ def test_recorded_once_though_it_failed(serve: Serve) -> None:
             raise RuntimeError
 
     server = serve(make=lambda hello: hello)
-    server.hello.protocol = LateProtocol  # type: ignore[assignment]
+    server.hello.protocol = LateProtocol
     client = server.connect()
     with capturedLogs():
         until(lambda: server.seen)
@@ -462,8 +461,7 @@ def test_header_on_its_way_at_a_stop(
     server = serve(make=proxied)
     client = server.connect()
     until(lambda: server.factory.waiting)
-    waited = deferLater(reactor, 0.1)
-    until(lambda: waited.called)
+    turnFor(0.1)
     stopped = server.port.stopListening()
     reactor.iterate(0)
     client.sendall(HEADER)
@@ -530,8 +528,7 @@ def test_out_of_descriptors(serve: Serve, make: Any) -> None:
     clients = [server.connect(data=data) for _ in range(3)]
     before = len(server.seen)
     with capturedLogs() as events, Hog() as hog:
-        waited = deferLater(reactor, 3 * PAUSE)
-        until(lambda: waited.called)
+        turnFor(3 * PAUSE)
         assert len(server.seen) == before
         hog.release(3)
         until(lambda: len(server.seen) == before + 3)
@@ -581,8 +578,7 @@ def test_header_makes_room(
     with Hog():
         plain.port.doRead()
         if late:
-            waited = deferLater(reactor, 0.1)
-            until(lambda: waited.called)
+            turnFor(0.1)
         silent[2].sendall(HEADER)
         assert not seen
         until(lambda: len(seen) == 2)
@@ -604,8 +600,7 @@ def test_shortage_that_lasts(besideSilent: Silent, monkeypatch: pytest.MonkeyPat
     with Hog():
         until(lambda: len(seen) >= 40)
         # The accept queue is empty now.
-        waited = deferLater(reactor, 0.2)
-        until(lambda: waited.called)
+        turnFor(0.2)
     silents = [each.getsockname()[1] for each in silent + clients]
     assert [connection.clientPort for connection in seen] == silents[: len(seen)]
     assert len(seen) < len(silents)
@@ -688,8 +683,7 @@ def test_nobody_makes_room_for_nobody(besideSilent: Silent) -> None:
     with Hog() as hog, capturedLogs() as events:
         hog.release(2)
         until(lambda: seen)
-        waited = deferLater(reactor, 0.3)
-        until(lambda: waited.called)
+        turnFor(0.3)
     assert [connection.error for connection in seen] == [None]
     assert not events
     assert ended(client)
@@ -842,8 +836,7 @@ def test_handshake_that_is_half_done(serve: Serve, interface: str, host: str) ->
     inFlight = InFlight(host, port)
     name = inFlight.client.getsockname()
     stopped = server.port.stopListening()
-    waited = deferLater(reactor, 0.1)
-    until(lambda: waited.called)
+    turnFor(0.1)
     assert not stopped.called
     inFlight.end()
     until(lambda: stopped.called)
@@ -917,7 +910,7 @@ def lingering(serve: Serve, tmp_path: Path, request: pytest.FixtureRequest) -> I
     protocols: list[Lingering] = []
 
     class LingeringFactory(HelloFactory):
-        def buildProtocol(self, addr: object) -> Lingering:
+        def buildProtocol(self, addr: object) -> Lingering:  # type: ignore[override]
             protocols.append(Lingering())
             protocols[-1].factory = self
             return protocols[-1]
@@ -940,8 +933,7 @@ def test_connections_that_are_open_at_a_stop(lingering: Lingerers) -> None:
     until(lambda: protocols)
     stopped = server.port.stopListening()
     until(lambda: server.port.disconnected)
-    waited = deferLater(reactor, 0.1)
-    until(lambda: waited.called)
+    turnFor(0.1)
     assert not stopped.called
     protocols[0].transport.resumeProducing()  # type: ignore[attr-defined]
     until(lambda: stopped.called)

@@ -56,6 +56,7 @@ from hello_listen._proxy import (
     EVICTION_INTERVAL,
     HEADER_TIMEOUT,
     STALL_GRACE,
+    PendingHeaders,
     ProxiedFactory,
     ProxiedProtocol,
 )
@@ -311,7 +312,7 @@ def test_untrusted_with_a_subclass_that_fails(counts: bool) -> None:
 
 def test_nobody_is_trusted() -> None:
     """An empty list of trusted proxies trusts nobody."""
-    factory = ProxiedFactory(HelloFactory(), Clock(), Networks([]))
+    factory = ProxiedFactory(HelloFactory(), PendingHeaders(Clock()), Networks([]))
     assert not isinstance(factory.buildProtocol(PROXY), ProxiedProtocol)
 
 
@@ -455,7 +456,7 @@ def test_fields() -> None:
     fields = receive(NAMED[0][0]).fields()
     assert (fields["client.address"], fields["client.port"]) == ("192.0.2.7", 56324)
     assert (fields["server.address"], fields["server.port"]) == ("198.51.100.1", 443)
-    assert fields["network.peer.address"], fields["network.peer.port"] == ("10.0.0.2", 40112)
+    assert (fields["network.peer.address"], fields["network.peer.port"]) == ("10.0.0.2", 40112)
 
 
 ports = st.integers(0, 65535)

@@ -560,7 +560,8 @@ def test_ports_of_real_summaries(log: Path) -> None:
     process.summary(4950, **fields)
     servers = answer(write(log, process.close()))["servers"]
     assert sum(each["connections"] for each in servers) == 4950
+    few: dict[int | None, int] = {port: 100 - port for port in range(1, 11)}
     assert {each["server.port"]: each["connections"] for each in servers} == {
         None: sum(range(1, 90)),
-        **{port: 100 - port for port in range(1, 11)},
+        **few,
     }

@@ -100,11 +100,13 @@ class Transport(StringTransport):
         self.unsent += 0 if self.takes else len(data)
         if self.unsent > self.bufferSize:
             self.producerState = "paused"
+            assert self.producer is not None
             self.producer.pauseProducing()
 
     def take(self) -> None:
         """Let the peer read everything."""
         self.unsent = 0
+        assert self.producer is not None
         self.producer.resumeProducing()
 
 
@@ -124,7 +126,8 @@ class HTTP:
 
     def answers(self) -> int:
         """Return the number of answered requests."""
-        return self.transport.value().count(b"HTTP/1.1 ")
+        answers: int = self.transport.value().count(b"HTTP/1.1 ")
+        return answers
 
     def ask(
         self, path: str = "/", method: str = "GET", host: str | None = "localhost", **headers: str
@@ -647,7 +650,7 @@ ODD = {
 }  # fmt: skip
 """Requests that something is wrong with."""
 
-ANSWERS = {
+ANSWERS: dict[str, set[int | None]] = {
     "host": {403}, "old version": {200}, "other host in the path": {403}, "percent": {404},
     "HEAD of nothing": {404}, "form": {405}, "next length": {200},
     "header that is too long": {None},
@@ -770,6 +773,7 @@ def test_client_that_does_not_wait() -> None:
 def test_end_of_a_client_that_takes_nothing() -> None:
     """A connection that is lost with unread answers leaves nothing behind."""
     served, clock, client = unread()
+    assert client.transport.producer is not None
     client.transport.producer.stopProducing()
     client.protocol.connectionLost(Failure(ConnectionAborted()))
     client.transport.take()
@@ -883,7 +887,9 @@ def test_command_line() -> None:
     with capturedLogs() as events:
         service.factory.established(SERVER, SERVER)
     assert formatEvent(events[-1]) == "Connection established! 192.0.2.1:7878 -> 192.0.2.1:7878"
-    client = HTTP(reactor.tcpServers[0][1])
+    served = reactor.tcpServers[0][1]
+    assert isinstance(served, StatusSite)
+    client = HTTP(served)
     assert json.loads(client.ask("/status.json", host="status.example")[1])["connections"] == 1
 
 

@@ -58,7 +58,7 @@ class Fed:
 
     def take(self) -> list[object]:
         """Return the clients of connections, and the fields of summaries, passed on since."""
-        got = [
+        got: list[object] = [
             each.client
             if isinstance(each, Connection)
             else (each.count, each.clientAddress, each.first, each.last)
@@ -274,7 +274,7 @@ def test_two_transports_of_a_client() -> None:
     """A summary of connections over TCP and UDP names neither."""
     fed = Fed(0)
     for transport in ("TCP", "UDP", "TCP"):
-        fed.feed(IPv4Address(transport, "192.0.2.7", 1))  # type: ignore[arg-type]
+        fed.feed(IPv4Address(transport, "192.0.2.7", 1))
     fed.clock.advance(SUMMARY_PERIOD)
     assert fed.got == [Summary(3, 0, 0, "192.0.2.7", None, "ipv4", ports={7878: 3})]
 
@@ -450,7 +450,9 @@ def test_ports() -> None:
     assert not {"server.ports", "server.ports.others"} & one.keys()
     assert (two["server.ports"], two["server.ports.others"]) == ({"23": 2, "7878": 1}, 0)
     assert not [name for name in none if name.startswith("server.")]
-    assert list(many["server.ports"].items()) == [(str(n), n) for n in range(12, 2, -1)]
+    ports = many["server.ports"]
+    assert isinstance(ports, dict)
+    assert list(ports.items()) == [(str(n), n) for n in range(12, 2, -1)]
     assert many["server.ports.others"] == 3
     assert "server.port" not in two.keys() | many.keys()
 

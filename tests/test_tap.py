@@ -35,8 +35,9 @@ import hello_listen
 from disks import Disk
 from events import texts
 from hello_listen import ConnectionLog, HelloFactory, ListenError, logConnection, tap
+from hello_listen._process import PluginService
 from hello_listen._proxy import ProxiedProtocol
-from hello_listen.tap import Options, PluginService, makeService
+from hello_listen.tap import Options, makeService
 from output import Output
 from reactors import FakeReactor
 
@@ -272,6 +273,7 @@ def test_summaries(tmp_path: Path) -> None:
     [(_, factory, _, _)] = reactor.tcpServers
     for host in ("192.0.2.7", "192.0.2.7", "192.0.2.7", "10.0.0.1"):
         address = IPv4Address("TCP", host, 1)
+        assert isinstance(factory, HelloFactory)
         factory.established(address, address)
     with capturedLogs() as events:
         reactor.wait(service.stopService())
@@ -528,6 +530,7 @@ def test_signals_before_the_reactor_runs(
     terminal.there = True
     number = getattr(signal, name)
     handler = signal.signal(number, signal.SIG_DFL)
+    plugin: Any
     [plugin] = [p for p in getPlugins(IServiceMaker) if p.tapname == "hello-listen"]
     reactor = FakeReactor()
     options = plugin.options(reactor)

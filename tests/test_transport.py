@@ -130,7 +130,7 @@ def test_protocol_that_stays(
         self.transport.loseConnection()
 
     def connectionLost(self: HelloProtocol, reason: Failure) -> None:
-        reasons.append(reason.type.__name__)
+        reasons.append(type(reason.value).__name__)
 
     monkeypatch.setattr(HelloProtocol, "connectionMade", lambda self: None)
     monkeypatch.setattr(HelloProtocol, "dataReceived", answer)
@@ -150,7 +150,7 @@ def test_end_in_place(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
         self.transport.write(b"too late")
 
     def connectionLost(self: HelloProtocol, reason: Failure) -> None:
-        reasons.append(reason.type.__name__)
+        reasons.append(type(reason.value).__name__)
 
     monkeypatch.setattr(HelloProtocol, "connectionMade", connectionMade)
     monkeypatch.setattr(HelloProtocol, "connectionLost", connectionLost)
@@ -230,7 +230,7 @@ class Banner(HelloProtocol):
 
     def connectionLost(self, reason: Failure = None) -> None:  # type: ignore[assignment]
         """Keep the reason."""
-        Banner.lost = reason.type.__name__
+        Banner.lost = type(reason.value).__name__
 
     def pauseProducing(self) -> None:
         """Do nothing."""
@@ -241,7 +241,7 @@ class Banner(HelloProtocol):
 def bannered(*observers: Any) -> HelloFactory:
     """Return a factory whose instance has another protocol."""
     factory = HelloFactory(*observers)
-    factory.protocol = Banner  # type: ignore[assignment]
+    factory.protocol = Banner
     return factory
 
 
@@ -254,14 +254,14 @@ def built(*observers: Any) -> HelloFactory:
         protocol.factory = factory
         return protocol
 
-    factory.buildProtocol = buildProtocol  # type: ignore[method-assign]
+    factory.buildProtocol = buildProtocol  # type: ignore[assignment, method-assign]
     return factory
 
 
 class Subclass(HelloFactory):
     """Has a protocol of its own."""
 
-    protocol = Banner  # type: ignore[assignment]
+    protocol = Banner
 
 
 @pytest.mark.parametrize("make", [bannered, built, Subclass])
@@ -289,17 +289,19 @@ def test_protocol_that_is_given_later(serve: Serve, description: str) -> None:
     """A protocol that is set after C{listen} serves all connections that are accepted later."""
     served = serve(description)
     assert served.ask() == b""
-    served.factory.protocol = Banner  # type: ignore[assignment]
+    served.factory.protocol = Banner
     assert served.ask(b"x").startswith(b"220 hello\r\nx from ")
-    served.factory.protocol = HelloProtocol  # type: ignore[assignment]
+    served.factory.protocol = HelloProtocol
     assert served.ask() == b""
     assert len(served.seen) == 3
 
 
-def test_factory_that_builds_nothing(serve: Serve, description: str) -> None:
+def test_factory_that_builds_nothing(
+    serve: Serve, description: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """If the factory builds no protocol, the connection is closed without a record."""
     served = serve(description)
-    served.factory.buildProtocol = lambda address: None  # type: ignore[method-assign]
+    monkeypatch.setattr(served.factory, "buildProtocol", lambda address: None)
     assert served.ask() == b""
     assert served.seen == []
 
@@ -319,11 +321,11 @@ class Failing(HelloProtocol):
 def test_protocol_that_always_fails(serve: Serve, description: str) -> None:
     """Several failures in a row are one line, without a traceback."""
     served = serve(description)
-    served.factory.protocol = Failing  # type: ignore[assignment]
+    served.factory.protocol = Failing
     with capturedLogs() as events:
         for _ in range(3):
             with served.connect() as client:
-                until(lambda client=client: select.select([client], [], [], 0)[0])  # type: ignore[misc]
+                until(lambda client=client: select.select([client], [], [], 0)[0])
     assert [each.error for each in served.seen] == ["failed"] * 3
     assert len(events) == 1
     assert "log_failure" not in events[0]
@@ -336,7 +338,7 @@ def test_protocol_that_fails(
     """The connection of a failing protocol is recorded once and closed, and the log says why."""
     monkeypatch.setattr(Failing, "first", first)
     served = serve(description)
-    served.factory.protocol = Failing  # type: ignore[assignment]
+    served.factory.protocol = Failing
     with capturedLogs() as events, served.connect() as client:
         until(lambda: select.select([client], [], [], 0)[0])
     assert [each.error for each in served.seen] == ["failed" if first else None]

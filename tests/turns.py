@@ -11,9 +11,15 @@ from twisted.internet import reactor as globalReactor
 reactor: Any = globalReactor
 
 
-def until(condition: Callable[[], object], reactor: Any = reactor) -> None:
+def until(condition: Callable[..., object], reactor: Any = reactor) -> None:
     """Run turns of a reactor until a condition is true."""
     end = monotonic() + 20
     while not condition():
         assert monotonic() < end, "it did not come to pass"
         reactor.iterate(0.01)
+
+
+def turnFor(seconds: float) -> None:
+    """Run turns of the reactor for a while."""
+    end = monotonic() + seconds
+    until(lambda: monotonic() >= end)

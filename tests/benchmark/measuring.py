@@ -120,7 +120,7 @@ def clients(server: Server, many: int) -> None:
 
 def status(server: Server, many: int) -> None:
     """Measure the status page under load, after many different clients have filled it."""
-    times = []
+    times: list[float] = []
     with server.running(), ThreadPoolExecutor(1) as pool:
         server.load(many // 20, PACED_CLIENTS, sources=True)
         server.add(pageSize=len(page(server)) / 1000)

@@ -96,8 +96,8 @@ class Server:
             yield time.perf_counter() - began
         finally:
             self.stop()
-            for log in self._logs():
-                log.unlink()
+            for path in self._logs():
+                path.unlink()
 
     def stop(self) -> None:
         """Stop the server and the processes that it forked."""

@@ -7,6 +7,7 @@ import resource
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,7 +41,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Start a program, by its name beside this Python or on the PATH, with its arguments."""
     processes: list[Process] = []
 
-    def startProcess(program: str, *arguments: object, **options: object) -> Process:
+    def startProcess(program: str, *arguments: object, **options: Any) -> Process:
         beside = SCRIPTS / program
         path = str(beside) if beside.exists() else tool(program)
         command = [path, *map(str, arguments)]

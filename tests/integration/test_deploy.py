@@ -162,8 +162,8 @@ def verify(*units: Path) -> None:
 
 def commandOf(unit: str) -> list[str]:
     """Return the command that a unit runs at last."""
-    *_, command = re.findall(r"^ExecStart=((?:.*\\\n)*.+)$", unit, re.MULTILINE)
-    return command.replace("\\\n", " ").split()
+    commands: list[str] = re.findall(r"^ExecStart=((?:.*\\\n)*.+)$", unit, re.MULTILINE)
+    return commands[-1].replace("\\\n", " ").split()
 
 
 def test_each_file_says_what_it_is() -> None:
@@ -445,7 +445,7 @@ def test_dashboard_and_probe(hello: Start, start: Start, tmp_path: Path) -> None
     dashboard = json.loads((DEPLOY / "grafana/hello-listen.json").read_text())
     jobs, instances = (each["query"]["query"] for each in dashboard["templating"]["list"][1:])
     for text, values in (jobs, ["hello-listen"]), (instances, [instance]):
-        match, label = re.fullmatch(r"label_values\((.*), (\w+)\)", text).groups()
+        [(match, label)] = re.findall(r"^label_values\((.*), (\w+)\)$", text)
         match = match.replace("$job", "hello-listen")
         assert ask(f"label/{label}/values", **{"match[]": match}) == values
     targets = [target for panel in dashboard["panels"] for target in panel["targets"]]

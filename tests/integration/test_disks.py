@@ -159,9 +159,12 @@ def test_two_processes_on_a_file_that_may_not_grow(start: Start, tmp_path: Path)
     limit(full, 50_000)
     failed, total = threading.Event(), 0
     assert load(address, 300, 32) == {"ended": 300}
-    said = threading.Thread(
-        target=lambda: full.expect("Connection log failed") and failed.set(), daemon=True
-    )
+
+    def awaitFailure() -> None:
+        full.expect("Connection log failed")
+        failed.set()
+
+    said = threading.Thread(target=awaitFailure, daemon=True)
     said.start()
     while not failed.is_set():
         total += load(otherAddress, 5, 1)["ended"]

@@ -247,7 +247,7 @@ def test_trusted_proxy(start: Start, hello: Start, tmp_path: Path) -> None:
         f"{each['client.address']}:{each['client.port']}": each.get("error.type")
         for each in recorded(tmp_path / "log")
     }
-    expected = {name: None, "192.0.2.8:1": None}
+    expected: dict[str, str | None] = {name: None, "192.0.2.8:1": None}
     expected |= dict.fromkeys((forger, other), "proxy_not_trusted")
     assert expected.items() <= found.items()
     assert len(found) == len(expected) + 1  # HAProxy's client that looked whether it listens.

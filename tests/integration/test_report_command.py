@@ -242,7 +242,8 @@ def test_oldest_duckdb(logs: Path, tmp_path: Path) -> None:
     for feed in feeds:
         feed.make()
     torn = write(tmp_path / "torn", Run("0" * 12).connection().cutAnywhere())
-    for files in ([logs / "all.jsonl"], [torn], *(feed.files for feed in feeds if feed.files)):
+    fed = [feed.files for feed in feeds if feed.files]
+    for files in ([str(logs / "all.jsonl")], [str(torn)], *fed):
         told = [run(REPORT, "--json", *files, env=env) for env in ({}, there)]
         assert told[0].stdout == told[1].stdout
         assert told[0].returncode == told[1].returncode

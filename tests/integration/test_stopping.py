@@ -97,7 +97,7 @@ def test_handshakes_are_looked_up_for_all_ports(start: Start, tmp_path: Path, co
     trace = tmp_path / "trace"
     server = start(tool("strace"), "-D", "-o", trace, "-e", "trace=accept4,openat", *TWISTD,
                    *["-e", LOOPBACK] * count)  # fmt: skip
-    addresses = [addressOf(server) for _ in range(count)]
+    addresses = [("127.0.0.1", server.port()) for _ in range(count)]
     os.kill(server.pid, signal.SIGSTOP)
     with ExitStack() as stack:
         for _ in range(200):
@@ -138,7 +138,7 @@ def test_conversations_of_an_embedder(start: Start, tmp_path: Path) -> None:
     """At a stop, clients of an embedder's protocol can finish, and new clients are refused."""
     (tmp_path / "hello.tac").write_text(TAC)
     server = start("twistd", "-n", "--pidfile=", "-y", "hello.tac")
-    address = addressOf(server)
+    address = ("127.0.0.1", server.port())
     with socket.create_connection(address) as talking, socket.create_connection(address) as silent:
         untilWritten(tmp_path / "log", 3)
         server.kill(signal.SIGTERM)

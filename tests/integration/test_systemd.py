@@ -41,7 +41,8 @@ def test_a_unit_with_several_sockets(start: Start, tmp_path: Path, prefix: str) 
     )  # fmt: skip
     server.expect("Listening on .*/s")
     clients = []
-    for address in [*(("127.0.0.1", port) for port in ports), f"{tmp_path}/s"]:
+    addresses: list[tuple[str, int] | str] = [("127.0.0.1", port) for port in ports]
+    for address in [*addresses, f"{tmp_path}/s"]:
         with socket.socket(familyOf(address)) as client:
             client.connect(address)
             clients.append(client.getsockname())

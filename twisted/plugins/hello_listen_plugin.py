@@ -1,6 +1,7 @@
 """Tells twistd and twist about hello-listen; hello_listen.tap is imported only when it is used."""
 
 import signal
+from typing import Any
 
 from twisted.application.service import ServiceMaker
 
@@ -11,7 +12,7 @@ class HelloServiceMaker(ServiceMaker):
     """A service maker that lets signals wait until the service can handle them."""
 
     @property
-    def options(self):
+    def options(self) -> Any:
         """
         The command line's options, from here on with signals blocked.
 

@@ -10,7 +10,7 @@ def show(connection: Connection) -> None:
     print(connection.clientAddress, connection.clientPort)
 
 
-async def main(reactor) -> None:
+async def main(reactor: object) -> None:
     await HelloEndpoint(reactor, "tcp:7878:interface=127.0.0.1").listen(HelloFactory(show))
     await Deferred()  # Until Ctrl-C.
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from twisted.internet.interfaces import IStreamServerEndpointStringParser
+from twisted.internet.interfaces import IStreamServerEndpoint, IStreamServerEndpointStringParser
 from twisted.plugin import IPlugin
 from zope.interface import implementer
 
@@ -13,9 +13,12 @@ class BrokenParser:
 
     prefix = "broken"
 
-    def parseStreamServer(self, reactor: Any, circuit: str = "") -> Any:
+    def parseStreamServer(  # type: ignore[override]
+        self, reactor: Any, circuit: str = ""
+    ) -> IStreamServerEndpoint:
         """Look up what is not there."""
-        return {}[circuit]
+        circuits: dict[str, IStreamServerEndpoint] = {}
+        return circuits[circuit]
 
 
 brokenParser = BrokenParser()

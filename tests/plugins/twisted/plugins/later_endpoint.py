@@ -34,7 +34,9 @@ class LaterParser:
 
     prefix = "later"
 
-    def parseStreamServer(self, reactor: Any, seconds: str = "") -> LaterEndpoint:
+    def parseStreamServer(  # type: ignore[override]
+        self, reactor: Any, seconds: str = ""
+    ) -> LaterEndpoint:
         """Return an endpoint, or fail as a look-up does."""
         if seconds == "lookup":
             raise LookupError("'no such onion'")
