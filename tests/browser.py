@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import select
@@ -32,8 +33,6 @@ class Browser:
 
     def __init__(self, folder: Path) -> None:
         """Start Chromium, with its profile in a folder."""
-        import fcntl  # Windows, where none of this runs, has no such module.
-
         commands, self._commands = os.pipe()
         self._answers, answers = os.pipe()
         # It reads from its descriptor 3, and writes to 4.

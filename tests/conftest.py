@@ -20,7 +20,7 @@ from reactors import Stepping
 # start inherits.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 for name in ("SIGHUP", "SIGQUIT"):
-    number = getattr(signal, name, signal.SIGINT)
+    number = getattr(signal, name)
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, signal.SIG_DFL)
 

@@ -19,8 +19,6 @@ from hello_listen._clock import MonotonicClock, monotonicClock, waitFor
 from reactors import HOUR, Stepping
 from turns import until
 
-pytestmark = pytest.mark.unix
-
 
 @pytest.mark.parametrize("step", [-HOUR, 0.0, HOUR])
 def test_steps(stepping: Stepping, step: float) -> None:

@@ -347,7 +347,6 @@ def test_summaries(tmp_path: Path, reactor: FakeReactor, said: Said) -> None:
     assert said.texts == ["Connections: 21, recorded: 1, summarized: 20, lost: 0"]
 
 
-@pytest.mark.unix
 def test_rotation(tmp_path: Path, reactor: FakeReactor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Records after a renaming go to a new file."""
     path, old = tmp_path / "log", tmp_path / "old"
@@ -362,7 +361,6 @@ def test_rotation(tmp_path: Path, reactor: FakeReactor, monkeypatch: pytest.Monk
     assert sequences(path) == [2, *AFTER]
 
 
-@pytest.mark.unix
 def test_reopening(tmp_path: Path, reactor: FakeReactor, monkeypatch: pytest.MonkeyPatch) -> None:
     """reopen() opens the file anew at once; the next write reports a failure."""
     folder, old = tmp_path / "folder", tmp_path / "old"
@@ -558,7 +556,6 @@ def test_closing_while_it_fails(
     assert (log.recorded, log.lost) == (1, 4)
 
 
-@pytest.mark.unix
 def test_reader_that_stalls(fifo: Path, reader: int, reactor: FakeReactor, said: Said) -> None:
     """After a pipe's reader has stalled, all records arrive, in order."""
     log = ConnectionLog(fifo, reactor=reactor)
@@ -573,7 +570,6 @@ def test_reader_that_stalls(fifo: Path, reader: int, reactor: FakeReactor, said:
     assert said.texts == ["Connections: 3000, recorded: 3000, summarized: 0, lost: 0"]
 
 
-@pytest.mark.unix
 def test_reader_that_stalls_for_ever(
     fifo: Path, reader: int, reactor: FakeReactor, said: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -606,7 +602,6 @@ def test_reader_that_stalls_for_ever(
     assert (log.recorded, log.lost) == (recorded, lost)
 
 
-@pytest.mark.unix
 def test_reader_that_goes_away(
     fifo: Path, reader: int, reactor: FakeReactor, said: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -627,7 +622,6 @@ def test_reader_that_goes_away(
     assert len(said.texts) == 3
 
 
-@pytest.mark.unix
 def test_standard_output(reactor: FakeReactor, output: Output, said: Said) -> None:
     """C{-} is descriptor 1, which stays open; a non-blocking one loses nothing."""
     reader, writer = os.pipe()
@@ -659,7 +653,6 @@ def test_closing_closes_the_file(
     assert not isOpen(disk.file)
 
 
-@pytest.mark.unix
 def test_process_that_the_system_does_not_tell_of(
     tmp_path: Path, reactor: FakeReactor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -701,7 +694,6 @@ class Watched:
             assert self._looks.acquire(timeout=20)
 
 
-@pytest.mark.unix
 def test_write_that_is_stuck(
     fifo: Path, reader: int, reactor: FakeReactor, said: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -869,7 +861,6 @@ def test_last_line_after_all_records(
     assert records(path)[-1]["lost"] == 0
 
 
-@pytest.mark.unix
 def test_last_lines_after_half_a_line(
     fifo: Path, reader: int, reactor: FakeReactor, said: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -894,7 +885,6 @@ def test_last_lines_after_half_a_line(
     ]
 
 
-@pytest.mark.unix
 def test_path_that_cannot_be_opened_anew(
     tmp_path: Path, reactor: FakeReactor, said: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -279,7 +279,6 @@ def release(*ports: Any) -> None:
         reactor.iterate(0.01)
 
 
-@pytest.mark.unix
 @pytest.mark.parametrize(
     ("first", "second"),
     [
@@ -307,7 +306,6 @@ def test_address_in_use_by_another_endpoint(
     assert message == f"Address already in use by {first.format(0)!r}: {second!r}"
 
 
-@pytest.mark.unix
 def test_address_in_use_by_another_process(tmp_path: Path) -> None:
     """The message names no endpoint with the same port of another address, or with a path."""
     with socket.create_server(("127.0.0.1", 0)) as used:

@@ -26,7 +26,6 @@ from hello_listen._inherited import warnOfUnserved
 from hello_listen._port import HelloPort
 from hello_listen.tap import Options, makeService
 
-pytestmark = pytest.mark.unix
 PassOn = Callable[..., None]
 
 

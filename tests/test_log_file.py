@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 import sys
@@ -85,7 +86,6 @@ def test_other_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (tmp_path / "log").read_bytes() == b"one\n"
 
 
-@pytest.mark.unix
 @pytest.mark.parametrize("how", ["rename", "remove"])
 def test_rotation(tmp_path: Path, how: str) -> None:
     """A renamed or removed file is reopened, but never within a line."""
@@ -104,7 +104,6 @@ def test_rotation(tmp_path: Path, how: str) -> None:
     assert path.read_bytes() == b"three\n"
 
 
-@pytest.mark.unix
 def test_reopening(tmp_path: Path) -> None:
     """reopen() opens the path anew at once."""
     path = tmp_path / "log"
@@ -115,7 +114,6 @@ def test_reopening(tmp_path: Path) -> None:
     file.close()
 
 
-@pytest.mark.unix
 def test_mode(tmp_path: Path) -> None:
     """A new file gets the mode of the one before it, whatever the umask is by then."""
     path = tmp_path / "log"
@@ -136,7 +134,6 @@ def test_mode(tmp_path: Path) -> None:
         os.umask(before)
 
 
-@pytest.mark.unix
 @pytest.mark.parametrize("mask", [0o077, 0o027, 0o000])
 def test_mode_that_is_asked_for(tmp_path: Path, mask: int) -> None:
     """With an explicit umask, neither the process's umask nor the old file's mode counts."""
@@ -159,7 +156,6 @@ def test_mode_that_is_asked_for(tmp_path: Path, mask: int) -> None:
         os.umask(before)
 
 
-@pytest.mark.unix
 def test_file_system_without_modes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A new file is written even if its mode cannot be set, as on FAT."""
 
@@ -174,7 +170,6 @@ def test_file_system_without_modes(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     file.close()
 
 
-@pytest.mark.unix
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_standard_descriptor_that_is_free(tmp_path: Path, number: int) -> None:
     """The file never takes descriptor 0, 1 or 2, which a daemonizing twistd would replace."""
@@ -193,7 +188,6 @@ def test_standard_descriptor_that_is_free(tmp_path: Path, number: int) -> None:
     assert (tmp_path / "log").read_bytes() == b"one\n"
 
 
-@pytest.mark.unix
 @pytest.mark.parametrize("device", ["/dev/full", "/dev/null"])
 def test_path_that_leads_to_a_device_no_longer(tmp_path: Path, device: str) -> None:
     """If the first file was a device, the next write follows the path to another file."""
@@ -214,7 +208,6 @@ def test_path_that_leads_to_a_device_no_longer(tmp_path: Path, device: str) -> N
     assert (tmp_path / "target").read_bytes() == b"two\n"
 
 
-@pytest.mark.unix
 def test_path_that_leads_to_a_device(tmp_path: Path) -> None:
     """A path that now leads to a device is no rotation: the old file is written."""
     path, old = tmp_path / "log", tmp_path / "old"
@@ -243,7 +236,6 @@ def test_path_that_leads_to_a_device(tmp_path: Path) -> None:
     assert path.read_bytes() == b"three\n"
 
 
-@pytest.mark.unix
 def test_rotation_that_is_undone(tmp_path: Path) -> None:
     """A path that leads to the open file again is not stale."""
     folder, moved = tmp_path / "folder", tmp_path / "moved"
@@ -260,7 +252,6 @@ def test_rotation_that_is_undone(tmp_path: Path) -> None:
     assert (folder / "log").read_bytes() == b"one\ntwo\nthree\n"
 
 
-@pytest.mark.unix
 def test_removed_file_that_its_path_still_leads_to(tmp_path: Path) -> None:
     """
     Nobody would find what is written there, so it fails, until the path leads to another file.
@@ -287,7 +278,6 @@ def test_removed_file_that_its_path_still_leads_to(tmp_path: Path) -> None:
     assert target.read_bytes() == b"two\n"
 
 
-@pytest.mark.unix
 def test_path_out_of_reach(tmp_path: Path) -> None:
     """If the path is out of reach, the open file is written until it is removed; logged once."""
     folder, moved = tmp_path / "folder", tmp_path / "moved"
@@ -358,13 +348,7 @@ def cannotLock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fcntl.flock", flock)
 
 
-def noLocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Remove fcntl, as on Windows."""
-    monkeypatch.setattr(module, "_fcntl", None)
-
-
-@pytest.mark.unix
-@pytest.mark.parametrize("way", [cannotTruncate, cannotLock, noLocks])
+@pytest.mark.parametrize("way", [cannotTruncate, cannotLock])
 def test_half_a_line_that_cannot_be_taken_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: Any
 ) -> None:
@@ -412,7 +396,7 @@ def test_whole_or_not_at_all(
 
 def test_whole_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """C{whole=True} writes nothing without a lock, because a part could not be removed."""
-    noLocks(monkeypatch)
+    cannotLock(monkeypatch)
     file = LogFile(tmp_path / "log")
     with pytest.raises(OSError, match="No locks available"):
         file.write(b"one\n", 0, whole=True)
@@ -420,10 +404,8 @@ def test_whole_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert (tmp_path / "log").read_bytes() == b""
 
 
-@pytest.mark.unix
 def test_another_log_on_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The lock keeps other logs from appending while a partial line is removed."""
-    fcntl = pytest.importorskip("fcntl")
     path = tmp_path / "log"
     file, other = LogFile(path), LogFile(path)
     disk = Disk(monkeypatch, room=6)
@@ -486,7 +468,6 @@ def test_others_who_append_after_half_a_line(
     assert path.read_bytes() == b"onother\ne\n"
 
 
-@pytest.mark.unix
 def test_standard_output(output: Output) -> None:
     """C{-} is descriptor 1, whatever sys.stdout is; it is never closed or reopened."""
     reader, writer = os.pipe()
@@ -501,7 +482,6 @@ def test_standard_output(output: Output) -> None:
     os.close(reader)
 
 
-@pytest.mark.unix
 def test_standard_output_that_was_removed(tmp_path: Path, output: Output) -> None:
     """A removed file behind a shell's > fails; a file that never had a name does not."""
     output.become(os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT))
@@ -520,7 +500,6 @@ def test_standard_output_that_is_closed(monkeypatch: pytest.MonkeyPatch) -> None
         LogFile("-")
 
 
-@pytest.mark.unix
 def test_file_that_a_shell_opened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: Output
 ) -> None:
@@ -535,7 +514,6 @@ def test_file_that_a_shell_opened(
     assert path.read_bytes() == b"one\ntwo\n"
 
 
-@pytest.mark.unix
 def test_pipe_that_does_not_block(monkeypatch: pytest.MonkeyPatch, output: Output) -> None:
     """A full non-blocking pipe takes 0 bytes, without an error."""
     monkeypatch.setattr(module, "PIPE_TIMEOUT", 0)
@@ -554,14 +532,12 @@ def test_pipe_that_does_not_block(monkeypatch: pytest.MonkeyPatch, output: Outpu
     os.close(reader)
 
 
-@pytest.mark.unix
 def test_pipe_that_nobody_reads(fifo: Path) -> None:
     """A named pipe without a reader is an error at the start."""
     with pytest.raises(OSError, match="No such device or address"):
         LogFile(fifo)
 
 
-@pytest.mark.unix
 def test_pipe_whose_name_is_gone(fifo: Path, reader: int) -> None:
     """A pipe without a name is written while it has a reader, or until another has its name."""
     file = LogFile(fifo)
@@ -578,7 +554,6 @@ def test_pipe_whose_name_is_gone(fifo: Path, reader: int) -> None:
     os.close(other)
 
 
-@pytest.mark.unix
 def test_whole_lines_for_a_pipe(fifo: Path, reader: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pipe gets as many whole lines as fit at once, or a part of a line that is longer."""
     monkeypatch.setattr(module, "_PIPE_BUF", 10)
@@ -593,7 +568,6 @@ def test_whole_lines_for_a_pipe(fifo: Path, reader: int, monkeypatch: pytest.Mon
     os.close(reader)
 
 
-@pytest.mark.unix
 def test_reader_that_goes_away(fifo: Path, reader: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """After its reader has gone, a pipe is closed; the next reader gets the rest."""
     monkeypatch.setattr(module, "_PIPE_BUF", 3)
@@ -613,20 +587,8 @@ def test_reader_that_goes_away(fifo: Path, reader: int, monkeypatch: pytest.Monk
     os.close(reader)
 
 
-def test_system_without_nonblocking_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without O_NONBLOCK, files are opened blocking."""
-    monkeypatch.delattr(os, "O_NONBLOCK", raising=False)
-    file = LogFile(tmp_path / "log")
-    file.write(b"one\n", 0)
-    file.close()
-    assert (tmp_path / "log").read_bytes() == b"one\n"
-
-
-@pytest.mark.unix
 def test_somebody_else_who_locks_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A lock that another process holds delays the first write only."""
-    import fcntl
-
     monkeypatch.setattr(module, "LOCK_TIMEOUT", 0.01)
     file = LogFile(tmp_path / "log")
     with open(tmp_path / "log") as reader:
@@ -637,7 +599,6 @@ def test_somebody_else_who_locks_the_file(tmp_path: Path, monkeypatch: pytest.Mo
     assert (tmp_path / "log").read_bytes() == 2 * b"hello\n"
 
 
-@pytest.mark.unix
 @pytest.mark.parametrize(
     ("path", "expected"),
     [

@@ -39,8 +39,6 @@ from hello_listen._transport import EndedTransport
 from hello_listen._unix import UNIXReactor
 from turns import reactor, turnFor, until
 
-pytestmark = pytest.mark.unix
-
 HEADER = b"PROXY TCP4 192.0.2.7 192.0.2.1 1 2\r\n"
 
 

@@ -167,7 +167,6 @@ def fileSize(limit: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.unix
 def test_no_half_drawing(tmp_path: Path) -> None:
     """A drawing that cannot be written leaves nothing behind."""
     bars = [Bar(START + timedelta(minutes=n), n) for n in range(1, 100)]
@@ -177,7 +176,6 @@ def test_no_half_drawing(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.unix
 def test_no_room(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If the temporary table does not fit, one line says so, and it is removed."""
     process = Run()
@@ -193,7 +191,6 @@ def test_no_room(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert os.listdir(tmp_path / "temporary") == []
 
 
-@pytest.mark.unix
 def test_no_standard_output(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A closed standard output is an error."""
     err = io.StringIO()
@@ -213,7 +210,6 @@ def test_no_standard_error(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert json.loads(out.getvalue())["recorded"] == 2
 
 
-@pytest.mark.unix
 def test_full_output(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A report that cannot be written is an error."""
     err = io.StringIO()
@@ -224,7 +220,6 @@ def test_full_output(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert err.getvalue() == "hello-listen-report: No space left on device\n"
 
 
-@pytest.mark.unix
 def test_reader_gone(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reader that closes the pipe, as head does, ends the report quietly."""
     write(log, Run().connection().vanish().connection())
@@ -235,7 +230,6 @@ def test_reader_gone(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert report.main([str(log)]) == 1
 
 
-@pytest.mark.unix
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_interrupted(
     tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
@@ -269,7 +263,6 @@ def test_stopped(tmp_path: Path) -> None:
             stopped.run("torn")
 
 
-@pytest.mark.unix
 def test_ignored_signal(log: Path) -> None:
     """A signal that the process was started to ignore, as nohup does it, stays ignored."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)

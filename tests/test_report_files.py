@@ -289,7 +289,6 @@ def feed(data: bytes) -> int:
     return reader
 
 
-@pytest.mark.unix
 @pytest.mark.parametrize("name", ["-", "/dev/stdin", "/dev/fd/{0}", "/proc/self/fd/{0}"])
 def test_pipe(log: Path, name: str) -> None:
     """A log can be read from standard input or a shell's <()."""
@@ -316,7 +315,6 @@ class Impatience(Event):
         return found
 
 
-@pytest.mark.unix
 def test_idle_pipe() -> None:
     """Reading from a pipe without data ends when the report is stopped."""
     reader, writer = os.pipe()
@@ -325,7 +323,6 @@ def test_idle_pipe() -> None:
     os.close(writer)
 
 
-@pytest.mark.unix
 def test_stopped_database(tmp_path: Path) -> None:
     """After an interrupt, no further query runs."""
     database = reading.Database(str(tmp_path))
@@ -352,7 +349,6 @@ def test_standard_input(log: Path) -> None:
     assert (found["recorded"], found["status"]) == (2, 2)
 
 
-@pytest.mark.unix
 def test_nothing_read_without_permission(log: Path) -> None:
     """A file that the user may not read is named."""
     assert run(log)[0] == 0  # The modules to import may be out of that user's reach.

@@ -326,7 +326,6 @@ def test_out_of_sight(host: Host) -> None:
     assert state(run, host.proc / "nowhere") == "not closed"
 
 
-@pytest.mark.unix
 def test_states(log: Path) -> None:
     """For runs of this system's processes, the log's facts decide."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -48,7 +48,7 @@ SIGNALS = ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2")
 @pytest.fixture(autouse=True)
 def received() -> Iterator[list[int]]:
     """Give signals their defaults, but SIGTERM and SIGINT a reactor's handler; undo all of it."""
-    numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
+    numbers = [getattr(signal, name) for name in SIGNALS]
     before = [signal.signal(number, signal.SIG_DFL) for number in numbers]
     terminated: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -302,7 +302,6 @@ def test_connection_log_that_cannot_be_opened(tmp_path: Path) -> None:
             parse("-l", str(path))
 
 
-@pytest.mark.unix
 def test_connection_log_that_is_no_file(fifo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pipe without a reader and a closed standard output are refused."""
     with pytest.raises(UsageError, match=f"^nobody reads this pipe: '{fifo}'$"):
@@ -312,7 +311,6 @@ def test_connection_log_that_is_no_file(fifo: Path, monkeypatch: pytest.MonkeyPa
         parse("-l", "-")
 
 
-@pytest.mark.unix
 def test_connection_log_that_is_a_socket(tmp_path: Path) -> None:
     """A socket is refused, and standard output suggested."""
     with socket.socket(socket.AF_UNIX) as listener:
@@ -324,7 +322,6 @@ def test_connection_log_that_is_a_socket(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.unix
 @pytest.mark.parametrize(
     ("path", "name"),
     [
@@ -352,7 +349,6 @@ def test_connection_log_of_a_process_in_the_background(
     os.close(reader)
 
 
-@pytest.mark.unix
 @pytest.mark.parametrize("option", [None, "nodaemon", "debug"])
 def test_connection_log_of_a_process_in_the_foreground(output: Output, option: str | None) -> None:
     """The log can be standard output under twist, and with twistd's options -n and -b."""
@@ -369,7 +365,6 @@ def test_connection_log_of_a_process_in_the_foreground(output: Output, option: s
     os.close(reader)
 
 
-@pytest.mark.unix
 def test_chroot_of_a_process_in_the_background(tmp_path: Path) -> None:
     """A daemon in a chroot needs /dev/null there."""
     options = Options(FakeReactor())
@@ -386,7 +381,6 @@ def test_chroot_of_a_process_in_the_background(tmp_path: Path) -> None:
     options.parseOptions([])
 
 
-@pytest.mark.unix
 def test_umask(tmp_path: Path) -> None:
     """twistd's --umask applies to the log, which is created before twistd sets the umask."""
     path = tmp_path / "log"
@@ -397,7 +391,6 @@ def test_umask(tmp_path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
 
 
-@pytest.mark.unix
 def test_standard_descriptors_that_are_closed() -> None:
     """Closed standard descriptors are opened on /dev/null before a reactor gets their numbers."""
     before = os.dup(0)
@@ -512,7 +505,6 @@ def test_a_late_failure_ends_the_process(received: list[int]) -> None:
     assert texts(events) == ["no onion: 'onion:80'"]
 
 
-@pytest.mark.unix
 @pytest.mark.parametrize("name", ["SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2"])
 def test_signals(terminal: Terminal, received: list[int], name: str) -> None:
     """Signals whose default ends the process stop it cleanly; so does SIGHUP from a terminal."""
@@ -546,7 +538,6 @@ def test_signals_before_the_reactor_runs(
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
-@pytest.mark.unix
 @pytest.mark.parametrize("isAbstract", [False, *[True] * (sys.platform == "linux")])
 def test_systemd_is_notified(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, isAbstract: bool
@@ -573,7 +564,6 @@ def test_systemd_that_cannot_be_notified(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert formatEvent(events[-1]) == f"Not notified: No such file or directory: '{tmp_path}/s'"
 
 
-@pytest.mark.unix
 def test_hangup_without_a_terminal(
     terminal: Terminal, received: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -594,7 +584,6 @@ def test_hangup_without_a_terminal(
     assert not received
 
 
-@pytest.mark.unix
 def test_hangup_with_databases(terminal: Terminal, received: list[int], tmp_path: Path) -> None:
     """SIGHUP takes a new database of countries, or says why the old one is still used."""
     geodata = pytest.importorskip("geodata")
@@ -621,7 +610,6 @@ def test_hangup_with_databases(terminal: Terminal, received: list[int], tmp_path
     assert not received
 
 
-@pytest.mark.unix
 def test_hangup_without_a_connection_log(terminal: Terminal, received: list[int]) -> None:
     """Without a connection log, SIGHUP has no effect."""
     reactor = FakeReactor()
@@ -634,7 +622,6 @@ def test_hangup_without_a_connection_log(terminal: Terminal, received: list[int]
     assert not received
 
 
-@pytest.mark.unix
 @pytest.mark.parametrize("handler", [signal.SIG_IGN, lambda number, frame: None])
 def test_signals_that_somebody_handles(terminal: Terminal, handler: Any) -> None:
     """Handlers that others have set, and signals that nohup ignores, are left alone."""
@@ -654,8 +641,7 @@ def test_signals_while_it_stops(terminal: Terminal, received: list[int]) -> None
     reactor.run()
     service.stopService()
     for name in SIGNALS:
-        if hasattr(signal, name):
-            signal.raise_signal(getattr(signal, name))
+        signal.raise_signal(getattr(signal, name))
     assert not received
 
 

@@ -20,8 +20,6 @@ from hello_listen import Connection, HelloEndpoint, HelloFactory, HelloProtocol
 from hello_listen._transport import InPlaceTransport
 from turns import reactor, until
 
-pytestmark = pytest.mark.unix
-
 TCP = "tcp:0:interface=127.0.0.1"
 HEADER = b"PROXY TCP4 192.0.2.7 198.51.100.1 51512 443\r\n"
 

@@ -20,8 +20,6 @@ from twisted.internet.testing import MemoryReactorClock
 from hello_listen import HelloEndpoint, HelloFactory, ListenError, _log_file
 from hello_listen._port import HelloPort
 
-pytestmark = pytest.mark.unix
-
 
 class Listener:
     """A port on a UNIX endpoint, in a reactor that does not run."""

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import re
 import select
 import stat
 import sys
 from contextlib import suppress
-from importlib import import_module
 from time import monotonic, sleep
-from typing import Any
 
 from twisted.logger import Logger
 
@@ -25,11 +24,7 @@ connection log's MAX_WRITE_DELAY, so that waiting for a lock is no failure."""
 _REMOVED = "the file was removed"
 
 # A write of up to so many bytes to a pipe is atomic (pipe(7)), so that lost lines can be counted.
-_PIPE_BUF = getattr(select, "PIPE_BUF", 4096)
-
-_fcntl: Any = None
-with suppress(ImportError):  # Windows has none.
-    _fcntl = import_module("fcntl")
+_PIPE_BUF = select.PIPE_BUF
 
 _log = Logger(namespace="hello_listen")
 
@@ -154,8 +149,7 @@ class LogFile:
     def _open(self, path: str, isFirst: bool = False) -> int:
         """Open the file, and return its descriptor."""
         # Opening a pipe without a reader is to fail, not to wait for one.
-        nonblocking = getattr(os, "O_NONBLOCK", 0)
-        flags = os.O_WRONLY | os.O_APPEND | nonblocking
+        flags = os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK
         try:
             file = os.open(path, flags)
         except FileNotFoundError:
@@ -164,7 +158,7 @@ class LogFile:
                 self._setMode(file)
         if file <= 2:
             # A daemonizing twistd replaces descriptors 0 to 2, which were closed at the start.
-            low, file = file, _fcntl.fcntl(file, _fcntl.F_DUPFD_CLOEXEC, 3)
+            low, file = file, fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, 3)
             os.close(low)
         status = os.fstat(file)
         if stat.S_ISREG(status.st_mode) and not status.st_nlink:
@@ -173,8 +167,7 @@ class LogFile:
         if stat.S_ISCHR(status.st_mode) and not isFirst and not self._isOpen(status):
             os.close(file)
             raise OSError(errno.ENODEV, "its path leads to a device")
-        if nonblocking:
-            os.set_blocking(file, True)
+        os.set_blocking(file, True)
         return file
 
     def _setMode(self, file: int) -> None:
@@ -229,7 +222,7 @@ class LogFile:
                 raise
         finally:
             if locked:
-                _fcntl.flock(self._file, _fcntl.LOCK_UN)
+                fcntl.flock(self._file, fcntl.LOCK_UN)
         return written
 
     def _takeBack(self, count: int) -> bool:
@@ -272,10 +265,10 @@ def lock(file: int) -> bool:
     end = monotonic() + LOCK_TIMEOUT
     while monotonic() < end:
         try:
-            _fcntl.flock(file, _fcntl.LOCK_EX | _fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             sleep(0.002)
-        except (AttributeError, OSError):
+        except OSError:
             return False
         else:
             return True

@@ -13,7 +13,6 @@ from processes import run, tool
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.unix,
     pytest.mark.skipif(sys.platform != "linux", reason="it reads Linux's /proc"),
 ]
 BENCHMARK = Path(__file__).parent.parent / "benchmark"

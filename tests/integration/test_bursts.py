@@ -33,8 +33,6 @@ from processes import (
     until,
 )
 
-pytestmark = pytest.mark.unix
-
 HAPROXY = """
 global
     maxconn {most}

@@ -29,8 +29,6 @@ from processes import (
     until,
 )
 
-pytestmark = pytest.mark.unix
-
 HOUR = 3600
 HEADER = b"PROXY TCP4 192.0.2.7 198.51.100.1 1 443\r\n"
 

@@ -31,7 +31,6 @@ from processes import (
     untilEnd,
 )
 
-pytestmark = pytest.mark.unix
 FILES = [path.relative_to(DEPLOY).as_posix() for path in DEPLOY.glob("*/*")]
 LOG_TO_OUTPUT = (
     "import sys; from twisted.python import log; log.startLogging(sys.stdout, setStdout=0)"

@@ -13,8 +13,6 @@ import pytest
 from logs import counted, recorded
 from processes import LOOPBACK, Start, addressOf, header, load, makeCertificate, silent, slow
 
-pytestmark = pytest.mark.unix
-
 FEW = 40
 """Descriptors that a server may have, of which it needs some ten for itself."""
 

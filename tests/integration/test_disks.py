@@ -33,8 +33,6 @@ from processes import (
     untilListening,
 )
 
-pytestmark = pytest.mark.unix
-
 TWISTD = SCRIPTS / "twistd", "-n", "--pidfile="
 needsRoot = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
 

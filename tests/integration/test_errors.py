@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,8 +24,6 @@ from processes import (
     tool,
     until,
 )
-
-pytestmark = pytest.mark.unix
 
 
 @contextmanager
@@ -250,3 +249,30 @@ def test_port_below_1024_without_rights(tmp_path: Path) -> None:
     assert ended.returncode == 1
     assert ended.stdout.endswith("Permission denied: 'tcp:1:interface=127.0.0.1'\n")
     assert "Traceback" not in ended.stdout + ended.stderr
+
+
+WINDOWS = """
+import os, signal, socket, sys
+from importlib.metadata import entry_points
+
+[script] = entry_points(group="console_scripts", name=sys.argv[1])
+main = script.load()
+sys.platform = "win32"
+for name in ("fcntl", "grp", "pwd", "resource", "termios"):
+    sys.modules[name] = None
+for name in ("SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "pthread_sigmask"):
+    delattr(signal, name)
+del os.fork, socket.AF_UNIX
+del sys.argv[0]
+main()
+"""
+"""Runs a script of Twisted without what Python lacks on Windows."""
+
+
+@pytest.mark.parametrize("command", ["twistd -n hello-listen", "twist hello-listen --help"])
+def test_windows(tmp_path: Path, command: str) -> None:
+    """On Windows, the only line of the output says that hello-listen does not run there."""
+    told = run(sys.executable, "-c", WINDOWS, *command.split(), cwd=tmp_path)
+    assert (told.returncode, told.stdout) == (1, "")
+    assert told.stderr == "hello-listen: needs Linux or another POSIX system; this is Windows\n"
+    assert not list(tmp_path.iterdir())

@@ -12,8 +12,6 @@ import pytest
 import hello_listen
 from processes import LOOPBACK, SCRIPTS, Start, addressOf, familyOf, makeCertificate, slow
 
-pytestmark = pytest.mark.unix
-
 
 @pytest.mark.parametrize(
     "endpoint",

@@ -36,7 +36,7 @@ from processes import (
     untilListening,
 )
 
-pytestmark = [pytest.mark.fleet, pytest.mark.unix]
+pytestmark = pytest.mark.fleet
 WHO = 'log stdout format raw local0\n    log-format "ended %ci:%cp %s %ts"\n'
 """Further configuration of HAProxy: log which node answered a client, and how that ended."""
 

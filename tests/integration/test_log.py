@@ -16,8 +16,6 @@ import pytest
 from logs import account, counted, recorded, untilWritten
 from processes import LOOPBACK, SCRIPTS, Start, load, run, slow, until, untilEnd
 
-pytestmark = pytest.mark.unix
-
 
 def test_stalled_reader(hello: Start, fifo: Path, reader: int) -> None:
     """3,000 clients are answered while nobody reads the pipe; its reader then gets all records."""

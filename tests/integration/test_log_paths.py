@@ -32,8 +32,6 @@ from processes import (
     untilListening,
 )
 
-pytestmark = pytest.mark.unix
-
 needsRoot = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount or change the user")
 
 

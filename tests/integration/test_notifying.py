@@ -33,8 +33,6 @@ from processes import (
     untilEnd,
 )
 
-pytestmark = pytest.mark.unix
-
 
 class Pager(ThreadingHTTPServer):
     """

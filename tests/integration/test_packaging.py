@@ -13,7 +13,6 @@ import pytest
 import hello_listen
 from processes import DEPLOY, SCRIPTS, run
 
-pytestmark = pytest.mark.unix
 ROOT = Path(__file__).parents[2]
 PLUGIN = "twisted/plugins/hello_listen_plugin.py"
 

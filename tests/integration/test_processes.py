@@ -10,8 +10,6 @@ import pytest
 from browser import Browser
 from processes import Start, freePort, run, until, untilListening
 
-pytestmark = pytest.mark.unix
-
 
 def test_program_that_fails(start: Start, tmp_path: Path) -> None:
     """If a program fails, a wait fails at once, with its status, its output and its files."""

@@ -31,7 +31,6 @@ from processes import (
     untilEnd,
 )
 
-pytestmark = pytest.mark.unix
 CLIENTS = [f"127.0.0.{number}" for number in range(2, 7)]
 
 HAPROXY = """

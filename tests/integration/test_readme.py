@@ -26,7 +26,6 @@ from processes import (
     untilEnd,
 )
 
-pytestmark = pytest.mark.unix
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 CERTIFICATE = r"""

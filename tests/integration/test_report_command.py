@@ -162,7 +162,6 @@ def test_leaves_nothing(logs: Path, tmp_path: Path) -> None:
         assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.unix
 def test_terminated(start: Start, tmp_path: Path) -> None:
     """SIGTERM ends the report, and its table in the temporary folder is gone."""
     (tmp_path / "temporary").mkdir()
@@ -178,7 +177,6 @@ def test_terminated(start: Start, tmp_path: Path) -> None:
     assert list((tmp_path / "temporary").iterdir()) == []
 
 
-@pytest.mark.unix
 @pytest.mark.slow
 def test_live(hello: Start, tmp_path: Path) -> None:
     """The report of a log that is being written tells an open run from one that was killed."""
@@ -195,7 +193,6 @@ def test_live(hello: Start, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.unix
 def test_closed_descriptors(logs: Path) -> None:
     """Whichever standard descriptors are closed, the report is whole or says why there is none."""
     log = logs / "all.jsonl"

@@ -26,8 +26,6 @@ from processes import (
     untilEnd,
 )
 
-pytestmark = pytest.mark.unix
-
 
 @pytest.mark.parametrize("reactor", ["default", "asyncio", slow("poll"), slow("select")])
 def test_logs_and_drops(start: Start, reactor: str) -> None:

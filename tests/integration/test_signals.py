@@ -31,8 +31,6 @@ from processes import (
     untilListening,
 )
 
-pytestmark = pytest.mark.unix
-
 ATTACH = (
     "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
     "os.execv(sys.argv[1], sys.argv[1:])"

@@ -39,7 +39,6 @@ from processes import (
     untilEnd,
 )
 
-pytestmark = pytest.mark.unix
 SCRIPT = b"<script>document.title = 'hacked'</script>"
 IMAGE = b"<img src=x onerror=\"document.title = 'hacked'\">'\"&amp;"
 

@@ -32,8 +32,6 @@ from processes import (
 )
 from roundtrip import SERVERS, Clients, Handshake
 
-pytestmark = pytest.mark.unix
-
 TWISTD = [SCRIPTS / "twistd", "-n", "--pidfile=", "hello-listen", "-l", "log"]
 
 

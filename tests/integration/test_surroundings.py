@@ -10,8 +10,6 @@ import pytest
 
 from processes import LOOPBACK, PATIENCE, SCRIPTS, Start, run
 
-pytestmark = pytest.mark.unix
-
 PLUGINS = Path(__file__).parents[1] / "plugins"
 
 

@@ -21,8 +21,6 @@ from processes import (
     untilEnd,
 )
 
-pytestmark = pytest.mark.unix
-
 
 def ask(folder: Path, path: str) -> str:
     """Return what the status on a UNIX socket says."""

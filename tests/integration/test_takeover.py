@@ -13,7 +13,6 @@ import pytest
 
 from processes import PATIENCE, SCRIPTS, Start, until, untilEnd
 
-pytestmark = pytest.mark.unix
 ENDPOINTS = ["-e", "unix:s", "-e", "haproxy:unix:h", "--status", "unix:st"]
 
 

@@ -12,7 +12,7 @@ from crowd import Crowd
 from logs import counted, recorded
 from processes import Process, Start
 
-pytestmark = [pytest.mark.fleet, pytest.mark.unix]
+pytestmark = pytest.mark.fleet
 CLIENTS = 60_000
 TURNS = 10
 MIN_CLIENTS = 100

@@ -1,6 +1,7 @@
 """Tells twistd and twist about hello-listen; hello_listen.tap is imported only when it is used."""
 
 import signal
+import sys
 from typing import Any
 
 from twisted.application.service import ServiceMaker
@@ -19,6 +20,8 @@ class HelloServiceMaker(ServiceMaker):
         Importing them takes half of the start, and a signal would end the process meanwhile,
         though clients may be waiting at an inherited socket. PluginService unblocks the signals.
         """
+        if sys.platform == "win32":  # No socket's descriptor can be duplicated there.
+            sys.exit("hello-listen: needs Linux or another POSIX system; this is Windows")
         signal.pthread_sigmask(signal.SIG_BLOCK, {getattr(signal, name) for name in SIGNALS})
         return super().options
 
