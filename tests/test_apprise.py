@@ -182,4 +182,4 @@ def test_services_of_a_file(tmp_path: Path) -> None:
     options.parseOptions(["--notify", str(path), "--notify", "json://localhost"])
     assert [each.name for each in options["notify"]] == ["JSON", "ntfy", "JSON"]
     service: Any = makeService(options, FakeReactor())
-    assert [each.name for each in service.factory.observers[1:]] == ["JSON", "ntfy", "JSON"]
+    assert [each.name for each in service.factory.observers[1:4]] == ["JSON", "ntfy", "JSON"]

@@ -615,7 +615,7 @@ def test_hangup_without_a_connection_log(terminal: Terminal, received: list[int]
     reactor = FakeReactor()
     service = makeService(parse(), reactor)
     assert isinstance(service, PluginService)
-    assert service.factory.observers == (logConnection,)
+    assert service.factory.observers[0] is logConnection
     service.startService()
     reactor.run()
     signal.raise_signal(signal.SIGHUP)

@@ -18,6 +18,7 @@ from twisted.application.service import IService
 from twisted.python.usage import Options as UsageOptions
 from twisted.python.usage import UsageError
 
+from hello_listen._gateway import defaultGateways, warnIfHidden
 from hello_listen._inherited import warnOfUnserved
 from hello_listen._log_file import standardStream
 from hello_listen._networks import Networks
@@ -265,4 +266,5 @@ def makeService(options: Options, reactor: Any = None) -> IService:
     every = filter(None, [*endpoints, options["status"]])
     warnOfUnserved([number for endpoint in every for number in endpoint.descriptors])
     factory = HelloFactory(*observers)
+    warnIfHidden(factory, defaultGateways())
     return PluginService(factory, endpoints, reactor, log, status, options["places"])
