@@ -1,0 +1,233 @@
+"""The files of src/deploy that shut out whoever touches a canary, run by their programs."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import time
+from collections import Counter
+from contextlib import suppress
+from datetime import datetime, timedelta
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from headers import LOCAL, inet, tlv
+from processes import (
+    DEPLOY,
+    LOOPBACK,
+    PATIENCE,
+    Process,
+    Start,
+    deployed,
+    familyOf,
+    lacking,
+    run,
+    tool,
+    until,
+)
+
+pytestmark = pytest.mark.slow
+Address = tuple[str, int] | str
+
+FILTER = DEPLOY / "fail2ban/filter.conf"
+CONFIGURATION = Path("/etc/fail2ban")
+EAST = {"TZ": "XYZ-9:30"}
+"""A time zone in which a time in UTC, read as a local one, is long ago."""
+
+JSON = (
+    '{"timestamp": "2026-11-24T20:19:34.0Z", "message": "Connection established!", '
+    '"network.transport": "tcp", "network.type": "ipv4", "client.address": "192.0.2.66", '
+    '"client.port": 1, "server.address": "0", "server.port": 1, "service.instance.id": "0", '
+    '"sequence": 1}'
+)
+TEXT = "2026-11-24T20:19:34+0000 [hello_listen#info] Connection established! 192.0.2.66:1 -> 0:1"
+FORGED = [
+    *["", '"', "\\", "\n", "\r\n", "\u2028", "192.0.2.66", "-> 1:1", " via 192.0.2.66:1"],
+    *[' a="', " (failed)", '"}', '", "client.address": "192.0.2.66', TEXT, JSON],
+]
+"""What somebody sends who wants 192.0.2.66 to be banned."""
+
+
+def send(address: Address, data: bytes = b"", source: str = "") -> None:
+    """Connect from an address of this machine or as a named UNIX socket, and wait until the end."""
+    with socket.socket(familyOf(address)) as client:
+        client.settimeout(PATIENCE)
+        if source:
+            client.bind(source if isinstance(address, str) else (source, 0))
+        client.connect(address)
+        with suppress(OSError):  # The canary may have closed the connection.
+            client.sendall(data)
+            client.shutdown(socket.SHUT_WR)
+            client.recv(1)
+    if source and isinstance(address, str):
+        Path(source).unlink(missing_ok=True)
+
+
+def banned(log: Path, **zone: str) -> Counter[tuple[str, int]]:
+    """Return whom fail2ban's own tool finds in a log, with the times, in seconds."""
+    found = run(tool("fail2ban-regex"), "-o", "<ip> <time>", log, FILTER, env=zone)
+    assert (found.returncode, found.stderr) == (0, "")
+    pairs = re.findall(r"(\S+) ([\d.]+)\n", found.stdout)
+    assert "".join(f"{ip} {time}\n" for ip, time in pairs) == found.stdout
+    return Counter((ip, int(float(time))) for ip, time in pairs)
+
+
+@pytest.fixture(params=["json", "text"])
+def log(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """The log of one kind of record."""
+    return tmp_path / ("log.jsonl" if request.param == "json" else "twistd.log")
+
+
+class Canary:
+    """A hello-listen that writes one kind of record, in a time zone of its own."""
+
+    def __init__(self, start: Start, log: Path, *endpoints: str, options: str = "") -> None:
+        """Start it, and wait until it listens."""
+        self._said = log.parent / "twistd.log"
+        before = len(self._listening())
+        self._process = start(
+            *["twistd", "-n", "--pidfile=", f"--logfile={self._said}", "hello-listen"],
+            *(["-l", log] if log != self._said else []),
+            *options.split(),
+            *(part for endpoint in endpoints for part in ("-e", endpoint)),
+            env={**os.environ, **EAST},
+        )
+        until(lambda: len(self._listening()) == before + len(endpoints))
+        self.addresses: list[Address] = [
+            str(log.parent / unix) if unix else (host, int(port))
+            for unix, host, port in self._listening()[before:]
+        ]
+
+    def _listening(self) -> list[tuple[str, str, str]]:
+        """Return its endpoints' names."""
+        said = self._said.read_text() if self._said.exists() else ""
+        pattern = r"Listening on (?:unix:(.*)|\[?(.*?)\]?:(\d+))$"
+        return re.findall(pattern, said, re.MULTILINE)
+
+    def stop(self) -> None:
+        """Stop it: its log is then whole."""
+        self._process.stop()
+
+
+def test_fail2ban_finds_clients(start: Start, log: Path, tmp_path: Path) -> None:
+    """Its filter finds TCP clients and their times, but no proxy, summary, error or UNIX client."""
+    canary = Canary(
+        *(start, log, LOOPBACK, r"tcp6:0:interface=\:\:1", f"haproxy:{LOOPBACK}", "unix:s"),
+        options="--summarize 127.0.0.3 --per-client 3 --trusted-proxy 127.0.0.1",
+    )
+    v4, v6, proxied, unix = canary.addresses
+    begin = int(time.time())
+    for _ in range(5):
+        send(v4, source="127.0.0.2")
+    send(v4, source="127.0.0.3")
+    send(v6)
+    send(unix)
+    send(unix, source="client")
+    send(proxied, b"PROXY TCP4 198.51.100.7 192.0.2.1 1 2\r\n")
+    send(proxied, inet(0x21, "2001:db8::7", "2001:db8::1", 3, 4, extensions=tlv(2, b"name")))
+    send(proxied, inet(0x21, "::ffff:198.51.100.8", "::ffff:192.0.2.1", 3, 4))
+    send(proxied, inet(0x21, "fe80::1", "fe80::2", 3, 4), source="127.0.0.4")  # Not trusted.
+    send(proxied, LOCAL)
+    send(proxied, b"PROXY UNKNOWN 192.0.2.66 192.0.2.1 1 2\r\n")
+    send(proxied, b"GET / HTTP/1.0\r\n\r\n")
+    send(proxied)
+    canary.stop()
+    end = int(time.time())
+    text = log.read_text()
+    assert ("Connections summarized" in text, "proxy_header_invalid" in text) == (True, True)
+    found = banned(log, **EAST)
+    assert Counter(ip for ip, _ in found.elements()) == {
+        "127.0.0.2": 3,
+        "::1": 1,
+        "198.51.100.7": 1,
+        "2001:db8::7": 1,
+        "198.51.100.8": 1,
+    }
+    assert {begin <= seconds <= end for _, seconds in found} == {True}
+
+
+def test_nobody_gets_another_banned(
+    start: Start, log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever clients and proxies send or are called, fail2ban finds only the client itself."""
+    for line in (TEXT, JSON):  # They are dangerous: unescaped, they would be found.
+        (tmp_path / "forged").write_text(f"{line}\n")
+        assert [ip for ip, _ in banned(tmp_path / "forged")] == ["192.0.2.66"]
+    monkeypatch.chdir(tmp_path)  # UNIX clients' names are short and begin with what they choose.
+    canary = Canary(start, log, f"haproxy:{LOOPBACK}", "haproxy:unix:p", "unix:s")
+    tcp, proxied, unix = canary.addresses
+    expected: Counter[str] = Counter()
+    for number, (one, other) in enumerate(product(FORGED, FORGED)):
+        text = (one + other).encode()
+        name = text.replace(b"/", b"").decode()
+        ip = f"198.51.{number // 250}.{number % 250}"
+        extensions = tlv(2, text) + tlv(5, text[:128])
+        send(tcp, inet(0x11, ip, "192.0.2.1", 1, 2, extensions=extensions))
+        expected[ip] += 1
+        if 0 < len(name) < 108:
+            send(unix, source=name)
+            send(proxied, inet(0x11, ip, "192.0.2.1", 1, 2, extensions=tlv(2, text)), source=name)
+            expected[ip] += 1
+            send(proxied, b"PROXY UNKNOWN " + text[:80] + b"\r\n", source=name)
+    canary.stop()
+    assert Counter(ip for ip, _ in banned(log).elements()) == expected
+
+
+def aged(line: str, minutes: int) -> str:
+    """Return a line of a log as if it were so many minutes older."""
+    [stamp] = re.findall(r"\d{4}-\d\d-\d\dT[\d:.]+(?:Z|[+-]\d{4})", line)
+    form = "%Y-%m-%dT%H:%M:%S.%f%z" if "." in stamp else "%Y-%m-%dT%H:%M:%S%z"
+    then = datetime.strptime(stamp, form) - timedelta(minutes=minutes)
+    return line.replace(stamp, then.strftime(form).replace("+0000", "Z"))
+
+
+def jailed(start: Start, folder: Path, log: Path, *replacements: tuple[str, str]) -> Process:
+    """Start fail2ban's server with Debian's settings and ours, and a log, in a folder."""
+    settings = folder / "fail2ban"
+    if not CONFIGURATION.is_dir():
+        lacking("fail2ban is not installed")
+    shutil.copytree(CONFIGURATION, settings, ignore=shutil.ignore_patterns("*.local", "jail.d"))
+    (settings / "jail.d").mkdir()
+    (settings / "fail2ban.local").write_text(f"[Definition]\ndbfile = {folder}/bans.sqlite3\n")
+    shutil.copy(FILTER, settings / "filter.d/hello-listen.conf")
+    (settings / "jail.d/hello-listen.conf").write_text(
+        deployed(
+            "fail2ban/jail.conf",
+            ("/var/log/hello-listen/connections.jsonl", str(log)),
+            *replacements,
+        )
+    )
+    return start(
+        *("fail2ban-server", "-f", "-c", settings, "-s", folder / "socket", "-p", folder / "pid"),
+        *("--logtarget", "STDOUT"),
+        env={**os.environ, **EAST},
+    )
+
+
+def test_fail2ban_bans_clients(start: Start, log: Path, tmp_path: Path) -> None:
+    """Its server bans clients of the last ten minutes and of now, but not those of ignoreip."""
+    before = Canary(start, log, f"haproxy:{LOOPBACK}")
+    send(before.addresses[0], b"PROXY TCP4 198.51.100.1 192.0.2.1 1 2\r\n")
+    before.stop()
+    [line] = re.findall(".*198.51.100.1.*\n", log.read_text())
+    with log.open("a") as file:
+        file.write(aged(line, 11).replace("198.51.100.1", "198.51.100.2"))
+        file.write(aged(line, 9).replace("198.51.100.1", "198.51.100.3"))
+    dummy = ("nftables[type=allports]", f"dummy[target={tmp_path}/bans]")
+    server = jailed(start, tmp_path, log, dummy, ("::1\n", "::1 198.51.100.4\n"))
+    server.expect("Ban 198.51.100.1$")
+    [proxied] = Canary(start, log, f"haproxy:{LOOPBACK}").addresses
+    for ip in ("198.51.100.4", "127.0.0.9", "198.51.100.5"):
+        send(proxied, inet(0x11, ip, "192.0.2.1", 1, 2))
+    send(proxied, inet(0x21, "2001:db8::5", "2001:db8::1", 1, 2))
+    banned = ["198.51.100.1", "198.51.100.3", "198.51.100.5", "2001:db8::5"]
+    bans = tmp_path / "bans"
+    until(lambda: sorted(re.findall(r"\+(.*)", bans.read_text())) == banned)
+    server.stop()
+    said = "\n".join(server.lines)
+    assert re.findall(r"Found (\S+) ", said) == banned
+    assert re.findall(r"Ignore (\S+) ", said) == ["198.51.100.4", "127.0.0.9"]
