@@ -36,7 +36,7 @@ class Adopter:
         Hand over no connection yet.
 
         @param listener: the listening socket.
-        @param reactor: an L{IReactorSocket}.
+        @param reactor: an L{twisted.internet.interfaces.IReactorSocket}.
         @param isUsed: whether the first connection is likely to be handed over.
         @param tracks: whether to track transports.
         """

@@ -22,7 +22,7 @@ def checkCertificates(path: str) -> list[bytes]:
     """
     Check the certificates of a C{tls:} endpoint.
 
-    @param path: a F{.pem} file, or a folder of such files.
+    @param path: a C{.pem} file, or a folder of such files.
 
     @return: the DNS names that the certificates are for, in alphabetical order.
 

@@ -97,7 +97,7 @@ class Drain:
 
         @param port: the port, which takes no new clients any more.
         @param listener: its listening socket.
-        @param clock: an L{IReactorTime}.
+        @param clock: an L{twisted.internet.interfaces.IReactorTime}.
         """
         self._port = port
         self._clock = clock
@@ -154,7 +154,7 @@ class Handshakes:
         """
         Read nothing yet.
 
-        @param reactor: an L{IReactorTime}.
+        @param reactor: an L{twisted.internet.interfaces.IReactorTime}.
         @param family: the address family.
         """
         self._reactor = reactor
@@ -208,7 +208,7 @@ async def endConnections(transports: Iterable[Any], reactor: Any) -> None:
     Wait for connections to end; abort those still open after L{CONNECTION_TIMEOUT} seconds.
 
     @param transports: the transports of the connections.
-    @param reactor: an L{IReactorTime}.
+    @param reactor: an L{twisted.internet.interfaces.IReactorTime}.
     """
     start = reactor.seconds()
     while remaining := [each for each in transports if not each.disconnected]:

@@ -29,7 +29,7 @@ class Networks:
         """
         Return whether an address is in one of the networks.
 
-        @param host: an IP address, as C{host} of an L{IPv4Address} or L{IPv6Address}.
+        @param host: an IP address, as C{host} of an C{IPv4Address} or C{IPv6Address} of Twisted.
         """
         host, _, scope = host.partition("%")
         try:

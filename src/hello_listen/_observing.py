@@ -58,7 +58,7 @@ class ObserverCalls:
         """
         Wait for unfinished calls.
 
-        @param reactor: an L{IReactorTime}.
+        @param reactor: an L{twisted.internet.interfaces.IReactorTime}.
 
         @return: a L{Deferred} that fires when all calls have finished, within 5 seconds.
         """

@@ -89,7 +89,8 @@ class HelloPort(FileDescriptor):
             socket unless it is inherited.
         @param hello: the L{HelloFactory} that is, or is wrapped by, the port's factory; L{None} for
             any other factory, whose connections are not recorded.
-        @param reactor: an L{IReactorFDSet} and L{IReactorSocket}.
+        @param reactor: an L{twisted.internet.interfaces.IReactorFDSet} and
+            L{twisted.internet.interfaces.IReactorSocket}.
         @param proxied: reads the PROXY headers of the port's connections, or L{None}.
         @param isInherited: whether other processes may serve the accept queue as well.
         """
@@ -298,7 +299,7 @@ class _Shortage:
         Begin without a shortage.
 
         @param pending: the connections that may be evicted.
-        @param clock: an L{IReactorTime}.
+        @param clock: an L{twisted.internet.interfaces.IReactorTime}.
         """
         self._pending = pending
         self._clock = clock

@@ -164,7 +164,8 @@ class PendingHeaders:
         """
         Hold no connections yet.
 
-        @param clock: an L{IReactorTime} whose calls come after the reactor has read.
+        @param clock: an L{twisted.internet.interfaces.IReactorTime} whose calls come after the
+            reactor has read.
         """
         self._clock = clock
         # Oldest first: when each was added, and its port.

@@ -24,7 +24,7 @@ class TLSReactor:
         """
         Wrap a reactor.
 
-        @param reactor: an L{IReactorSSL}.
+        @param reactor: an L{twisted.internet.interfaces.IReactorSSL}.
         """
         self._reactor = reactor
         self._listens = False

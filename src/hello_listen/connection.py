@@ -84,7 +84,8 @@ class Connection:
     One connection, as observers get it. Its text is its line in Twisted's log.
 
     @ivar time: when it was accepted, in seconds since the epoch.
-    @ivar client: the client's L{IPv4Address}, L{IPv6Address}, L{UNIXAddress} or L{PipeAddress}.
+    @ivar client: the client's L{twisted.internet.address.IPv4Address}, C{IPv6Address} or
+        C{UNIXAddress}, or a L{twisted.internet.stdio.PipeAddress}.
         Behind a proxy, the address in the PROXY header; with an C{error},
         the socket's own peer, unless serving failed after a valid header.
     @ivar server: the address that the client reached.

@@ -222,8 +222,9 @@ class ConnectionLog:
         """
         Refuse further records, write the queue, close the file, and log the counts.
 
-        @return: a L{Deferred} that fires with this log when that is done, within 5 seconds. If a
-            write is still blocked then, the thread closes the file when the write ends.
+        @return: a L{twisted.internet.defer.Deferred} that fires with this log when that is done,
+            within 5 seconds. If a write is still blocked then, the thread closes the file when the
+            write ends.
         """
         if not self._closing.is_set():
             self._isClosed = True  # Read for each record: faster than the event.

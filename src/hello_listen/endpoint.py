@@ -105,11 +105,13 @@ class HelloEndpoint:
         """
         Bind the endpoint.
 
-        @param factory: a L{HelloFactory}; without C{haproxy:}, any L{IProtocolFactory} will do,
-            but a stop does not wait for its connections, and one is accepted per reactor turn.
+        @param factory: a L{HelloFactory}; without C{haproxy:}, any
+            L{twisted.internet.interfaces.IProtocolFactory} will do, but a stop does not
+            wait for its connections, and one is accepted per reactor turn.
 
-        @return: a L{Deferred} that fires with an L{IListeningPort}, or fails with a
-            L{ListenError}, or with a L{TypeError} where C{haproxy:} needs a L{HelloFactory}.
+        @return: a L{twisted.internet.defer.Deferred} that fires with an
+            L{twisted.internet.interfaces.IListeningPort}, or fails with a L{ListenError},
+            or with a L{TypeError} where C{haproxy:} needs a L{HelloFactory}.
         """
         hello = factory if isinstance(factory, HelloFactory) else None
         if self._proxied and hello is None:

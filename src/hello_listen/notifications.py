@@ -281,7 +281,8 @@ class Notifications:
         """
         Send what is left, and log how many new clients no message counts.
 
-        @return: a L{Deferred} that fires when that is done, within 5 seconds.
+        @return: a L{twisted.internet.defer.Deferred} that fires when that is done, within 5
+            seconds.
         """
         if not self._closing.is_set():
             self._closing.set()

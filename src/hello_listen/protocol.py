@@ -30,8 +30,8 @@ class HelloProtocol(Protocol):
     """
     Reports a connection to the factory, then closes it.
 
-    L{HelloFactory.buildProtocol} makes one for each connection. Behind C{haproxy:}, it does so once
-    the PROXY header is whole, and C{transport.getPeer()} is the client that the header names.
+    L{HelloFactory} makes one for each connection. Behind C{haproxy:}, it does so once the PROXY
+    header is whole, and C{transport.getPeer()} is the client that the header names.
     Over plain TCP and UNIX sockets, L{HelloEndpoint} connects this class to an
     L{InPlaceTransport}, which hands the connection over to the reactor for all that it cannot do
     itself. Subclasses, and any class over TLS, get the reactor's own transport; behind
@@ -70,11 +70,11 @@ class HelloFactory(ServerFactory):
 
     One factory may serve several endpoints. An observer is called with each L{Connection}, in the
     reactor's thread: no other client is served until it returns. It may be an C{async def}
-    function, which is run, or return a L{Deferred}. While 1,000 coroutines and Deferreds are
-    unfinished, no other coroutine is run, and the log says for how many connections. An observer's
-    error is logged with the connection, and has no other effect. The factory closes nothing:
-    L{HelloService} waits for the coroutines and Deferreds, then closes the observers that have
-    C{close}.
+    function, which is run, or return a L{twisted.internet.defer.Deferred}. While 1,000 coroutines
+    and Deferreds are unfinished, no other coroutine is run, and the log says for how many
+    connections. An observer's error is logged with the connection, and has no other effect. The
+    factory closes nothing: L{HelloService} waits for the coroutines and Deferreds, then closes the
+    observers that have C{close}.
 
     @ivar observers: the observers, in the order in which they are called.
     @ivar calls: the calls of observers, finished or not.

@@ -126,7 +126,8 @@ class HelloService(Service):
         """
         Release every endpoint, close the observers, and log the number of connections.
 
-        @return: a L{Deferred} that fires when all of that is done: at once if no client is there.
+        @return: a L{twisted.internet.defer.Deferred} that fires when all of that is done: at once
+            if no client is there.
             The upper bounds are 3 seconds for in-flight handshakes; 5 seconds each for connections
             that another protocol keeps open, coroutines of observers, and a log whose disk is
             stuck; and 30 seconds for clients that cannot be accepted for want of descriptors.

@@ -105,7 +105,8 @@ class Summaries:
         """
         Pass on the summaries so far, wait for the observer's coroutines, and close it.
 
-        @return: a L{Deferred} with what its C{close} returns, or L{None} if it has none.
+        @return: a L{twisted.internet.defer.Deferred} with what its C{close} returns, or L{None}
+            if it has none.
         """
         self._endPeriod()
         close = getattr(self._observer, "close", lambda: None)

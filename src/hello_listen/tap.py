@@ -69,10 +69,9 @@ class Options(UsageOptions):
         self["places"] = None
 
     def opt_endpoint(self, description: str) -> None:
-        """Listen here; repeatable [default: {}]."""
+        """Listen here; repeatable [default: tcp:7878:interface=127.0.0.1]."""
         self._descriptions.append(description)
 
-    opt_endpoint.__doc__ = str(opt_endpoint.__doc__).format(DEFAULT_ENDPOINT)
     opt_e = opt_endpoint
 
     def opt_trusted_proxy(self, network: str) -> None:

@@ -49,8 +49,8 @@ class StatusSite(WrappingFactory):
         """
         Create a site.
 
-        @param resource: an L{IResource} to serve.
-        @param reactor: an L{IReactorTime}.
+        @param resource: an L{twisted.web.resource.IResource} to serve.
+        @param reactor: an L{twisted.internet.interfaces.IReactorTime}.
         """
         super().__init__(_Site(resource, reactor=reactor))
         self.protocol = _Client
