@@ -319,13 +319,13 @@ def timestamp(seconds: float) -> str:
     @param seconds: the time, in seconds since the epoch.
     """
     global _second
-    whole = seconds // 1
-    microseconds = (seconds - whole) * 1e6
-    if microseconds >= 999_999.5:
-        whole += 1
-        microseconds = 0
-    second, text = _second
-    if second != whole:
+    whole, text = _second
+    fraction = seconds - whole
+    if not 0 <= fraction < 0.9999995:
+        whole = seconds // 1
+        if seconds - whole >= 0.9999995:
+            whole += 1
         text = datetime.fromtimestamp(whole, timezone.utc).isoformat()[:19]
         _second = whole, text
-    return "%s.%06.0fZ" % (text, microseconds)  # noqa: UP031 # An f-string takes longer.
+        fraction = max(0.0, seconds - whole)
+    return "%s.%06.0fZ" % (text, fraction * 1e6)  # noqa: UP031 # An f-string takes longer.
