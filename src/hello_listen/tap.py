@@ -68,9 +68,9 @@ class Options(UsageOptions):
         self["status-hosts"] = []
         self["places"] = None
 
-    def opt_endpoint(self, description: str) -> None:
+    def opt_endpoint(self, endpoint: str) -> None:
         """Listen here; repeatable [default: tcp:7878:interface=127.0.0.1]."""
-        self._descriptions.append(description)
+        self._descriptions.append(endpoint)
 
     opt_e = opt_endpoint
 
@@ -79,19 +79,19 @@ class Options(UsageOptions):
         Networks([network])
         self._trustedProxies.append(network)
 
-    def opt_connection_log(self, path: str) -> None:
+    def opt_connection_log(self, file: str) -> None:
         """Append connections to this file as JSON Lines, not to Twisted's log; - is stdout."""
         if self._logPath is not None:
-            raise UsageError(f"--connection-log given twice: {path!r}")
-        self._logPath = path
+            raise UsageError(f"--connection-log given twice: {file!r}")
+        self._logPath = file
 
     opt_l = opt_connection_log
 
-    def opt_per_client(self, count: str) -> None:
+    def opt_per_client(self, n: str) -> None:
         """Record at most N connections per client and minute; summarize the rest."""
-        if not count.isdecimal():
-            raise UsageError(f"not a number of connections: {count!r}")
-        self["per-client"] = int(count)
+        if not n.isdecimal():
+            raise UsageError(f"not a number of connections: {n!r}")
+        self["per-client"] = int(n)
 
     def opt_summarize(self, network: str) -> None:
         """Count connections from NETWORK or NETWORK,PORT, but do not record each; repeatable."""
@@ -109,30 +109,30 @@ class Options(UsageOptions):
         except OSError as error:
             raise UsageError(f"--notify: {error.strerror}: {place!r}") from error
 
-    def opt_status(self, description: str) -> None:
+    def opt_status(self, endpoint: str) -> None:
         """Serve a status page, JSON and metrics on this endpoint (needs prometheus-client)."""
         if self["status"] is not None:
-            raise UsageError(f"--status given twice: {description!r}")
-        if HAPROXY.match(description):
-            raise UsageError(f"{description!r}: haproxy: is not supported for --status")
+            raise UsageError(f"--status given twice: {endpoint!r}")
+        if HAPROXY.match(endpoint):
+            raise UsageError(f"{endpoint!r}: haproxy: is not supported for --status")
         try:
             import_module("hello_listen.status")
         except ImportError as error:
             raise UsageError(f"{error}: pip install prometheus-client") from error
         try:
-            self["status"] = HelloEndpoint(self._reactor, description)
+            self["status"] = HelloEndpoint(self._reactor, endpoint)
         except ValueError as error:
             # The suggested endpoint is for this machine only.
             local = r"\1:interface=127.0.0.1'"
             raise UsageError(re.sub(r"(did you mean 'tcp:\d+)'", local, str(error))) from error
 
-    def opt_mmdb(self, path: str) -> None:
+    def opt_mmdb(self, file: str) -> None:
         """Show countries or networks in --status by this MaxMind FILE; repeatable."""
         try:
             import_module("hello_listen.geo")
         except ImportError as error:
             raise UsageError(f"{error}: pip install maxminddb") from error
-        self._databases.append(path)
+        self._databases.append(file)
 
     def opt_status_host(self, name: str) -> None:
         """Serve --status under this host name, besides localhost and IP addresses; repeatable."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import hello_listen
+from manual import PAGES
 from processes import DEPLOY, SCRIPTS, run
 
 ROOT = Path(__file__).parents[2]
@@ -38,12 +39,13 @@ def test_every_way_to_install(tmp_path: Path) -> None:
     kinds = (".css", ".js", ".md", ".py", ".sql", ".svg", ".typed", ".xml")
     package = ROOT / "src" / "hello_listen"
     source = (path for path in package.rglob("*.*") if path.suffix in kinds)
-    shared = f"hello_listen-{hello_listen.__version__}.data/data/share/hello-listen"
+    shared = f"hello_listen-{hello_listen.__version__}.data/data/share"
     deployed = {path.relative_to(DEPLOY).as_posix() for path in DEPLOY.rglob("*") if path.is_file()}
     assert files == {
         PLUGIN,
         *(path.relative_to(ROOT / "src").as_posix() for path in source),
-        *(f"{shared}/{name}" for name in deployed),
+        *(f"{shared}/hello-listen/{name}" for name in deployed),
+        *(f"{shared}/man/man1/{path.name}" for path in PAGES.iterdir()),
     }
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
@@ -57,8 +59,9 @@ def test_every_way_to_install(tmp_path: Path) -> None:
     for what in ([sdist], ["-e", ROOT]):
         succeed(*pip, "install", "-q", "--no-deps", "--no-build-isolation", *what, cwd=elsewhere)
         assert "hello-listen" in succeed(programs / "twistd", "--help", cwd=elsewhere)
-        installed = tmp_path / "venv" / "share" / "hello-listen"
-        assert all((installed / name).is_file() for name in deployed)
+        installed = tmp_path / "venv" / "share"
+        assert all((installed / "hello-listen" / name).is_file() for name in deployed)
+        assert all((installed / "man" / "man1" / path.name).is_file() for path in PAGES.iterdir())
         assert "--endpoint=" in succeed(programs / "twist", "hello-listen", "--help", cwd=elsewhere)
         succeed(*pip, "uninstall", "-q", "-y", "hello-listen", cwd=elsewhere)
         left = succeed(programs / "twistd", "--help", cwd=elsewhere)
