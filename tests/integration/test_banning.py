@@ -8,7 +8,9 @@ import shutil
 import socket
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import product
 from pathlib import Path
@@ -16,10 +18,12 @@ from pathlib import Path
 import pytest
 
 from headers import LOCAL, inet, tlv
+from logs import counted
 from processes import (
     DEPLOY,
     LOOPBACK,
     PATIENCE,
+    SCRIPTS,
     Process,
     Start,
     deployed,
@@ -45,6 +49,27 @@ JSON = (
     '"sequence": 1}'
 )
 TEXT = "2026-11-24T20:19:34+0000 [hello_listen#info] Connection established! 192.0.2.66:1 -> 0:1"
+NEAR = """
+ip link add near type veth peer name far netns {far}
+ip link set near up
+ip address add 192.0.2.1/24 dev near
+ip address add 2001:db8::1/64 dev near nodad
+ip address add fe80::1/64 dev near nodad
+ip route add 2001:db8::/32 dev near
+"""
+FAR = """
+ip link set far addrgenmode none
+ip link set far up
+for address in 192.0.2.66/24 192.0.2.67/24; do ip address add $address dev far; done
+for address in 2001:db8:0:6::66 fe80::66; do ip address add $address/64 dev far nodad; done
+for address in 2001:db8:0:6::67 2001:db8:0:7::66
+do ip address add $address/64 dev far nodad preferred_lft 0; done
+ip route add 2001:db8::/32 dev far
+"""
+LINK_LOCAL = "fe80::66"
+CLOSED = 52, 56
+"""curl's statuses if the server closes the connection: no answer, or a reset."""
+
 FORGED = [
     *["", '"', "\\", "\n", "\r\n", "\u2028", "192.0.2.66", "-> 1:1", " via 192.0.2.66:1"],
     *[' a="', " (failed)", '"}', '", "client.address": "192.0.2.66', TEXT, JSON],
@@ -85,12 +110,20 @@ def log(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 class Canary:
     """A hello-listen that writes one kind of record, in a time zone of its own."""
 
-    def __init__(self, start: Start, log: Path, *endpoints: str, options: str = "") -> None:
-        """Start it, and wait until it listens."""
+    def __init__(
+        self,
+        start: Start,
+        log: Path,
+        *endpoints: str,
+        options: str = "",
+        within: Sequence[str] = (),
+    ) -> None:
+        """Start it by a command, and wait until it listens."""
         self._said = log.parent / "twistd.log"
         before = len(self._listening())
         self._process = start(
-            *["twistd", "-n", "--pidfile=", f"--logfile={self._said}", "hello-listen"],
+            *[*within, SCRIPTS / "twistd", "-n", "--pidfile=", f"--logfile={self._said}"],
+            "hello-listen",
             *(["-l", log] if log != self._said else []),
             *options.split(),
             *(part for endpoint in endpoints for part in ("-e", endpoint)),
@@ -185,8 +218,11 @@ def aged(line: str, minutes: int) -> str:
     return line.replace(stamp, then.strftime(form).replace("+0000", "Z"))
 
 
-def jailed(start: Start, folder: Path, log: Path, *replacements: tuple[str, str]) -> Process:
-    """Start fail2ban's server with Debian's settings and ours, and a log, in a folder."""
+def jailed(
+    start: Start, log: Path, *replacements: tuple[str, str], within: Sequence[str] = ()
+) -> Process:
+    """Start fail2ban's server by a command, with Debian's settings and ours, beside a log."""
+    folder = log.parent
     settings = folder / "fail2ban"
     if not CONFIGURATION.is_dir():
         lacking("fail2ban is not installed")
@@ -202,7 +238,17 @@ def jailed(start: Start, folder: Path, log: Path, *replacements: tuple[str, str]
         )
     )
     return start(
-        *("fail2ban-server", "-f", "-c", settings, "-s", folder / "socket", "-p", folder / "pid"),
+        *(
+            *within,
+            tool("fail2ban-server"),
+            "-f",
+            "-c",
+            settings,
+            "-s",
+            folder / "socket",
+            "-p",
+            folder / "pid",
+        ),
         *("--logtarget", "STDOUT"),
         env={**os.environ, **EAST},
     )
@@ -218,7 +264,7 @@ def test_fail2ban_bans_clients(start: Start, log: Path, tmp_path: Path) -> None:
         file.write(aged(line, 11).replace("198.51.100.1", "198.51.100.2"))
         file.write(aged(line, 9).replace("198.51.100.1", "198.51.100.3"))
     dummy = ("nftables[type=allports]", f"dummy[target={tmp_path}/bans]")
-    server = jailed(start, tmp_path, log, dummy, ("::1\n", "::1 198.51.100.4\n"))
+    server = jailed(start, log, dummy, ("::1\n", "::1 198.51.100.4\n"))
     server.expect("Ban 198.51.100.1$")
     [proxied] = Canary(start, log, f"haproxy:{LOOPBACK}").addresses
     for ip in ("198.51.100.4", "127.0.0.9", "198.51.100.5"):
@@ -231,3 +277,130 @@ def test_fail2ban_bans_clients(start: Start, log: Path, tmp_path: Path) -> None:
     said = "\n".join(server.lines)
     assert re.findall(r"Found (\S+) ", said) == banned
     assert re.findall(r"Ignore (\S+) ", said) == ["198.51.100.4", "127.0.0.9"]
+
+
+@dataclass
+class Machines:
+    """Two network namespaces with a cable between them: what a command in each begins with."""
+
+    near: list[str]
+    far: list[str]
+
+    def touch(self, source: str, port: int) -> list[str]:
+        """Return a command that connects from an address of the far machine to the near one."""
+        local = source == LINK_LOCAL  # Which curl cannot bind; the system chooses it.
+        host = "[fe80::1%25far]" if local else "[2001:db8::1]" if ":" in source else "192.0.2.1"
+        bound = [] if local else ["--interface", source]
+        curl = [tool("curl"), "-q", "--silent", "--noproxy", "*", *bound]
+        return [*self.far, *curl, f"http://{host}:{port}/"]
+
+    def nft(self, *arguments: object) -> str:
+        """Run nft on the near machine, and return its output."""
+        done = run(*self.near, tool("nft"), *arguments)
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout
+
+    def banned(self) -> set[str]:
+        """Return the addresses that nft bans."""
+        return set(re.findall(r"(\S+) expires", self.nft("list", "ruleset")))
+
+
+@pytest.fixture
+def machines(start: Start) -> Machines:
+    """Make two machines, of which this user is root; whether others may is the system's choice."""
+    user = os.geteuid() != 0
+    alone = [tool("unshare"), "--net", *(["--map-root-user"] if user else [])]
+    made = run(*alone, tool("ip"), *["link", "add", "near", "type", "veth", "peer", "far"])
+    if made.returncode != 0:
+        (pytest.skip if user else lacking)(f"no network may be made here: {made.stderr}")
+    wait = "sh", "-c", "echo ready; exec sleep 60"
+    first = start(*alone, *wait)
+    first.expect("ready")
+    own = ["--user", "--preserve-credentials"] if user else []
+    near = [tool("nsenter"), f"--target={first.pid}", "--net", *own]
+    second = start(*near, "unshare", "--net", *wait)
+    second.expect("ready")
+    far = [tool("nsenter"), f"--target={second.pid}", "--net", *own]
+    for command, lines in (near, NEAR), (far, FAR):
+        done = run(*command, "sh", "-ec", lines.format(far=second.pid))
+        assert (done.returncode, done.stderr) == (0, "")
+    return Machines(near, far)
+
+
+def test_nftables_bans_clients(start: Start, machines: Machines, tmp_path: Path) -> None:
+    """Who touches the canary is dropped, with its /64; others and link-local clients are not."""
+    machines.nft("-f", DEPLOY / "nftables/ban.nft")
+    said = tmp_path / "twistd.log"
+    output, log = os.pipe()
+    server = start(
+        *[*machines.near, SCRIPTS / "twistd", "-n", "--pidfile=", "--logfile=twistd.log"],
+        *["hello-listen", "-e", "tcp6:0", "-l", "-"],
+        stdout=log,
+    )
+    start(*machines.near, "sh", DEPLOY / "nftables/ban.sh", stdin=output)
+    os.close(log)
+    os.close(output)
+    until(lambda: said.exists() and "Listening" in said.read_text())
+    port = int(re.findall(r"Listening on .*:(\d+)$", said.read_text(), re.MULTILINE)[0])
+    for source in (LINK_LOCAL, "192.0.2.66", "2001:db8:0:6::66"):
+        assert run(*machines.touch(source, port)).returncode in CLOSED
+    until(lambda: machines.banned() == {"192.0.2.66", "2001:db8:0:6::/64"})
+    machines.nft("-f", DEPLOY / "nftables/ban.nft")  # Again: who is banned stays banned.
+    for source in ("192.0.2.66", "2001:db8:0:6::67"):
+        start(*machines.touch(source, port))
+    until(lambda: len(re.findall(r"packets [1-9]", machines.nft("list", "ruleset"))) == 2)
+    for source in (LINK_LOCAL, "192.0.2.67", "2001:db8:0:7::66"):
+        assert run(*machines.touch(source, port)).returncode in CLOSED
+    server.stop()
+    assert counted(said.read_text()) == (6, 6, 0)
+
+
+@pytest.mark.parametrize("target", ["192.0.2.1", "2001:db8::1"])
+def test_fail2ban_bans_a_scan(
+    start: Start, machines: Machines, tmp_path: Path, target: str
+) -> None:
+    """A host that scans with nmap finds all ports closed the second time; another host does not."""
+    log = tmp_path / "log.jsonl"
+    canary = Canary(start, log, "tcp6:0", "tcp6:0", within=machines.near)
+    first, second = (int(address[1]) for address in canary.addresses)
+    server = jailed(start, log, within=machines.near)
+    server.expect("Server ready")
+
+    def scan(port: int) -> str:
+        """Return nmap's word for the state of a port."""
+        family = ["-6"] if ":" in target else []
+        done = run(*machines.far, tool("nmap"), "-n", "-Pn", "-sT", f"-p{port}", *family, target)
+        [state] = re.findall(rf"^{port}/tcp +(\S+)", done.stdout, re.MULTILINE)
+        return str(state)
+
+    assert scan(first) == "open"
+    server.expect(" Ban ")
+    until(lambda: scan(second) != "open")
+    bystander = "2001:db8:0:7::66" if ":" in target else "192.0.2.67"
+    assert run(*machines.touch(bystander, second)).returncode in CLOSED
+
+
+def test_nobody_gets_another_banned_by_nftables(
+    start: Start, machines: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever clients and proxies send or are called, only clients of valid records are banned."""
+    monkeypatch.chdir(tmp_path)
+    log = tmp_path / "log.jsonl"
+    canary = Canary(start, log, f"haproxy:{LOOPBACK}", "haproxy:unix:p", "unix:s", LOOPBACK)
+    tcp, proxied, unix, direct = canary.addresses
+    for text in (each.encode() for each in FORGED):
+        send(tcp, inet(0x11, "198.51.100.1", "192.0.2.1", 1, 2, extensions=tlv(2, text)))
+        send(tcp, b"PROXY UNKNOWN " + text[:80] + b"\r\n")
+        send(tcp, text)
+        if 0 < len(text) < 108:
+            send(unix, source=text.decode())
+            send(proxied, LOCAL, source=text.decode())
+    send(tcp, inet(0x21, "64:ff9b::c633:6402", "2001:db8::1", 1, 2))
+    send(direct, source="127.0.0.7")
+    canary.stop()
+    machines.nft("-f", DEPLOY / "nftables/ban.nft")
+    reader = [*machines.near, "sh", "-c", f'(cat; echo; echo [1; echo 2) < {log} | sh "$@"', "sh"]
+    assert run(*reader, DEPLOY / "nftables/ban.sh").stderr == ""
+    assert machines.banned() == {"127.0.0.7"}
+    assert run(*reader, DEPLOY / "nftables/ban.sh", "proxied").stderr == ""
+    assert machines.banned() == {"127.0.0.7", "198.51.100.1", "64:ff9b::c633:6402"}
