@@ -632,6 +632,12 @@ def test_signals_that_somebody_handles(terminal: Terminal, handler: Any) -> None
     assert [signal.getsignal(number) for number in numbers] == [handler] * 4
 
 
+def test_completion_of_repeatable_options() -> None:
+    """An option that is repeatable, as C{--help} says, is completed each time."""
+    told = [name for name, text in parse().docs.items() if "repeatable" in text]
+    assert sorted(told) == sorted(Options.compData.multiUse)
+
+
 def test_signals_while_it_stops(terminal: Terminal, received: list[int]) -> None:
     """Signals during a stop have no effect."""
     terminal.there = True

@@ -15,8 +15,14 @@ from typing import Any, NoReturn
 
 import twisted
 from twisted.application.service import IService
+from twisted.python.usage import (
+    CompleteFiles,
+    CompleteHostnames,
+    Completer,
+    Completions,
+    UsageError,
+)
 from twisted.python.usage import Options as UsageOptions
-from twisted.python.usage import UsageError
 
 from hello_listen._gateway import defaultGateways, warnIfHidden
 from hello_listen._inherited import warnOfUnserved
@@ -39,6 +45,16 @@ class Options(UsageOptions):
 
     synopsis = "[options]"
     longdesc = "Log each connection to the endpoints, and drop it."
+    compData = Completions(
+        multiUse=["endpoint", "mmdb", "notify", "status-host", "summarize", "trusted-proxy"],
+        optActions={
+            **dict.fromkeys(["endpoint", "per-client", "status", "summarize"], Completer()),
+            "connection-log": CompleteFiles(),
+            "mmdb": CompleteFiles("*.mmdb"),
+            "status-host": CompleteHostnames(),
+            "trusted-proxy": CompleteHostnames(),
+        },
+    )
 
     def __init__(self, reactor: Any = None) -> None:
         """
