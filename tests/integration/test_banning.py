@@ -317,7 +317,8 @@ def machines(start: Start) -> Machines:
     first = start(*alone, *wait)
     first.expect("ready")
     own = ["--user", "--preserve-credentials"] if user else []
-    near = [tool("nsenter"), f"--target={first.pid}", "--net", *own]
+    path = ["env", f"PATH={os.environ['PATH']}:/usr/sbin:/sbin"]  # Where root finds nft.
+    near = [tool("nsenter"), f"--target={first.pid}", "--net", *own, *path]
     second = start(*near, "unshare", "--net", *wait)
     second.expect("ready")
     far = [tool("nsenter"), f"--target={second.pid}", "--net", *own]
