@@ -43,6 +43,10 @@ class Extensions:
 
     Each has at most 255 characters, and is then escaped to be printable.
 
+    >>> from hello_listen.connection import Extensions
+    >>> Extensions(authority="example.com").fields()
+    {'tls.client.server_name': 'example.com'}
+
     @ivar authority: the host name that the client asked for, such as the SNI of its TLS.
     @ivar uniqueId: the proxy's own ID of the connection.
     @ivar awsEndpointId: the ID of the AWS VPC endpoint that the client used (C{vpce-...}).
@@ -82,6 +86,15 @@ NO_EXTENSIONS = Extensions()
 class Connection:
     """
     One connection, as observers get it. Its text is its line in Twisted's log.
+
+    >>> from twisted.internet.address import IPv4Address
+    >>> from hello_listen import Connection
+    >>> client = IPv4Address("TCP", "203.0.113.7", 51974)
+    >>> connection = Connection(1795348800.0, client, IPv4Address("TCP", "192.0.2.1", 7878))
+    >>> print(connection)
+    Connection established! 203.0.113.7:51974 -> 192.0.2.1:7878
+    >>> connection.fields()["timestamp"]
+    '2026-11-22T12:00:00.000000Z'
 
     @ivar time: when it was accepted, in seconds since the epoch.
     @ivar client: the client's L{twisted.internet.address.IPv4Address}, C{IPv6Address} or
@@ -214,6 +227,10 @@ class Summary:
     Connections of one client, or of all that are not counted apart, in one record.
 
     Its text is its line in Twisted's log.
+
+    >>> from hello_listen import Summary
+    >>> print(Summary(812, 1795348740.0, 1795348800.0, "203.0.113.7", "tcp", "ipv4"))
+    Connections summarized: 812 from 203.0.113.7 in 60 s
 
     @ivar count: the number of connections.
     @ivar first: when the first was accepted, in seconds since the epoch.

@@ -88,6 +88,14 @@ class ConnectionLog:
     long. L{HelloService} closes the log; without a service, C{await log.close()} after the port has
     stopped.
 
+    >>> from twisted.internet.address import IPv4Address
+    >>> from hello_listen import Connection, ConnectionLog
+    >>> client = IPv4Address("TCP", "203.0.113.7", 51974)
+    >>> connection = Connection(1795348800.0, client, IPv4Address("TCP", "192.0.2.1", 7878))
+    >>> log = ConnectionLog("connections.jsonl")
+    >>> log(connection)
+    >>> closed = log.close()
+
     @ivar id: 12 random hexadecimal digits, in every line that this log writes.
     @ivar connections: number of connections that it was called with; each ends up in one of the
         next three counts.

@@ -37,6 +37,12 @@ class ListenError(CannotListenError):
     """
     Raised if an endpoint cannot be listened on. The text is the reason, then the endpoint.
 
+    >>> from twisted.internet import reactor
+    >>> from hello_listen import HelloEndpoint, HelloFactory
+    >>> listening = HelloEndpoint(reactor, "unix:missing/hello.sock").listen(HelloFactory())
+    >>> handled = listening.addErrback(lambda failure: print(failure.value))
+    No such file or directory: 'unix:missing/hello.sock'
+
     @ivar port: the endpoint's description.
     @ivar socketError: the reason.
     """
@@ -58,6 +64,12 @@ class HelloEndpoint:
     a protocol, the accept queue is as long as the system allows, no client is dropped when
     descriptors run out, and clients in the accept queue are served when the port stops.
     C{systemd:} serves all sockets of a name, and C{unix:} takes over a dead process's path.
+
+    >>> from twisted.internet import reactor
+    >>> from hello_listen import HelloEndpoint, HelloFactory
+    >>> endpoint = HelloEndpoint(reactor, "haproxy:tcp:0:interface=127.0.0.1")
+    >>> listening = endpoint.listen(HelloFactory(print))
+    >>> stopped = listening.addCallback(lambda port: port.stopListening())
 
     @ivar description: the endpoint's description.
     @ivar descriptors: the descriptors of the inherited sockets that it serves.

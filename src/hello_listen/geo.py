@@ -51,6 +51,10 @@ class GeoDatabases:
 
     No look-up leaves the machine. Of several databases, the first that knows a fact is believed.
 
+    >>> from hello_listen.geo import GeoDatabases
+    >>> GeoDatabases(["country.mmdb"]).find("203.0.113.7").country
+    'US'
+
     @ivar hasCountries: whether a database holds countries.
     @ivar hasNetworks: whether a database holds networks.
     """

@@ -66,6 +66,11 @@ class SendError(Exception):
     """
     A message was not delivered. Its text is logged and shown, so it must hold no secret.
 
+    >>> from hello_listen import SendError
+    >>> error = SendError("too many messages", retryAfter=60)
+    >>> print(error, error.retryAfter)
+    too many messages 60
+
     @ivar retryAfter: the seconds for which the receiver asks to wait, or L{None}.
     """
 
@@ -173,6 +178,18 @@ class Notifications:
 
     The thread that sends starts with the first new client. L{HelloService} closes this observer.
     Give it each L{Connection}: it stands beside L{Summaries}, not behind.
+
+    >>> from queue import Queue
+    >>> from twisted.internet.address import IPv4Address
+    >>> from hello_listen import Connection, Notifications
+    >>> client = IPv4Address("TCP", "203.0.113.7", 51974)
+    >>> connection = Connection(1795348800.0, client, IPv4Address("TCP", "192.0.2.1", 7878))
+    >>> titles = Queue()
+    >>> notifications = Notifications(lambda title, text: titles.put(title), host="canary")
+    >>> notifications(connection)
+    >>> titles.get(timeout=20)
+    'hello-listen on canary: 1 new client'
+    >>> closed = notifications.close()
 
     @ivar name: what this is called in the log.
     @ivar delivered: the number of messages that were delivered.

@@ -22,6 +22,16 @@ def logConnection(connection: Connection | Summary) -> None:
     Log the text of a connection, or of a L{Summary}, at info; the event carries its fields.
 
     This needs Twisted's logging: twistd and twist start it, C{task.react} does not.
+
+    >>> from twisted.internet.address import IPv4Address
+    >>> from twisted.logger import capturedLogs
+    >>> from hello_listen import Connection, logConnection
+    >>> client = IPv4Address("TCP", "203.0.113.7", 51974)
+    >>> connection = Connection(1795348800.0, client, IPv4Address("TCP", "192.0.2.1", 7878))
+    >>> with capturedLogs() as events:
+    ...     logConnection(connection)
+    >>> events[0]["client.address"]
+    '203.0.113.7'
     """
     _log.info("{text}", text=str(connection), connection=connection, **connection.fields())
 
@@ -36,6 +46,18 @@ class HelloProtocol(Protocol):
     L{InPlaceTransport}, which hands the connection over to the reactor for all that it cannot do
     itself. Subclasses, and any class over TLS, get the reactor's own transport; behind
     C{haproxy:}, a wrapper of it.
+
+    >>> from twisted.internet.testing import StringTransport
+    >>> from hello_listen import HelloFactory, HelloProtocol
+    >>> class Greeter(HelloProtocol):
+    ...     def connectionMade(self):
+    ...         self.transport.write(b"Hello")
+    ...         super().connectionMade()
+    >>> factory, transport = HelloFactory(), StringTransport()
+    >>> factory.protocol = Greeter
+    >>> factory.buildProtocol(transport.getPeer()).makeConnection(transport)
+    >>> transport.value()
+    b'Hello'
     """
 
     factory: HelloFactory
@@ -59,14 +81,14 @@ class HelloFactory(ServerFactory):
     """
     Notifies observers of each connection, in order.
 
-    For example, this prints each connection::
+    Any of Twisted's endpoints serves it; L{HelloEndpoint} adds to them.
 
-        from twisted.internet import reactor
-
-        from hello_listen import HelloEndpoint, HelloFactory
-
-        HelloEndpoint(reactor, "tcp:7878:interface=127.0.0.1").listen(HelloFactory(print))
-        reactor.run()
+    >>> from twisted.internet import reactor
+    >>> from twisted.internet.endpoints import serverFromString
+    >>> from hello_listen import HelloFactory
+    >>> endpoint = serverFromString(reactor, "tcp:0:interface=127.0.0.1")
+    >>> listening = endpoint.listen(HelloFactory(print))
+    >>> stopped = listening.addCallback(lambda port: port.stopListening())
 
     One factory may serve several endpoints. An observer is called with each L{Connection}, in the
     reactor's thread: no other client is served until it returns. It may be an C{async def}

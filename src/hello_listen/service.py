@@ -34,6 +34,14 @@ class HelloService(Service):
     belongs to one service. A start calls C{open} of the observers that have it, which opens them
     again after a stop.
 
+    >>> from hello_listen import HelloFactory, HelloService
+    >>> service = HelloService(HelloFactory(print), ["tcp:0:interface=127.0.0.1"])
+    >>> service.startService()
+    >>> [(description, address)] = service.listening
+    >>> address.host
+    '127.0.0.1'
+    >>> stopped = service.stopService()
+
     @ivar factory: the factory that serves the endpoints.
     @ivar reactor: the reactor that listens.
     @ivar released: after an endpoint failed, fires when the others are released.

@@ -39,6 +39,17 @@ class Summaries:
     Clients are counted by L{Connection.identity}, so behind a proxy by the client in the PROXY
     header. In a period of 60 seconds, at most 10,000 clients are counted apart. A call blocks only
     if the observer blocks.
+
+    >>> from twisted.internet.address import IPv4Address
+    >>> from hello_listen import Connection, Summaries
+    >>> client = IPv4Address("TCP", "203.0.113.7", 51974)
+    >>> connection = Connection(1795348800.0, client, IPv4Address("TCP", "192.0.2.1", 7878))
+    >>> summaries = Summaries(print, perClient=1)
+    >>> summaries(connection)
+    Connection established! 203.0.113.7:51974 -> 192.0.2.1:7878
+    >>> summaries(connection)
+    >>> closed = summaries.close()
+    Connections summarized: 1 from 203.0.113.7 to port 7878 in 1 s
     """
 
     def __init__(

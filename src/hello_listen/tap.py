@@ -41,7 +41,14 @@ DEFAULT_ENDPOINT = "tcp:7878:interface=127.0.0.1"
 
 
 class Options(UsageOptions):
-    """The options. Once they are parsed, each value is what L{makeService} needs."""
+    """
+    The options. Once they are parsed, each value is what L{makeService} needs.
+
+    >>> from hello_listen.tap import Options, makeService
+    >>> options = Options()
+    >>> options.parseOptions(["-e", "tcp:0:interface=127.0.0.1", "--per-client", "10"])
+    >>> service = makeService(options)
+    """
 
     synopsis = "[options]"
     longdesc = "Log each connection to the endpoints, and drop it."

@@ -60,6 +60,11 @@ class StatusResource(Resource):
     address, C{localhost}, or one of C{hosts}: by DNS rebinding, another site could otherwise make a
     visitor's browser read it. C{/metrics} and C{/healthz}, which show no client's address, are
     served under any name.
+
+    >>> from twisted.web.resource import Resource
+    >>> from hello_listen.status import StatusResource, Tally
+    >>> root = Resource()
+    >>> root.putChild(b"connections", StatusResource(Tally()))
     """
 
     def __init__(

@@ -41,6 +41,13 @@ class StatusSite(WrappingFactory):
 
     It answers one request in each turn of the reactor. A client's next request waits until the
     client has received the last answer, except 64 KiB that Twisted buffers.
+
+    >>> from twisted.internet import reactor
+    >>> from twisted.internet.endpoints import serverFromString
+    >>> from hello_listen.status import StatusResource, StatusSite, Tally
+    >>> site = StatusSite(StatusResource(Tally()), reactor)
+    >>> listening = serverFromString(reactor, "tcp:0:interface=127.0.0.1").listen(site)
+    >>> stopped = listening.addCallback(lambda port: port.stopListening())
     """
 
     noisy = False

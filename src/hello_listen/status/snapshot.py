@@ -30,7 +30,16 @@ MAX_AGE = 0.5
 
 @dataclass(frozen=True)
 class LogCounts:
-    """The connections of a L{ConnectionLog}, by what became of them."""
+    """
+    The connections of a L{ConnectionLog}, by what became of them.
+
+    >>> from hello_listen import ConnectionLog
+    >>> from hello_listen.status import StatusResource, Tally
+    >>> log = ConnectionLog("connections.jsonl")
+    >>> StatusResource(Tally(), log=log).snapshots.take().log.lost
+    0
+    >>> closed = log.close()
+    """
 
     recorded: int
     """Connections with a written record of their own."""
@@ -76,7 +85,14 @@ class Deliveries:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Tally, endpoints and log at one moment; immutable."""
+    """
+    Tally, endpoints and log at one moment; immutable.
+
+    >>> from hello_listen.status import StatusResource, Tally
+    >>> snapshot = StatusResource(Tally()).snapshots.take()
+    >>> snapshot.fields()["connections"], snapshot.problems
+    (0, [])
+    """
 
     facts: Facts
     """The counts of connections."""

@@ -44,6 +44,17 @@ class Client:
     """
     A client that is counted apart from others.
 
+    >>> from twisted.internet.address import IPv4Address
+    >>> from hello_listen import Connection
+    >>> client = IPv4Address("TCP", "203.0.113.7", 51974)
+    >>> connection = Connection(1795348800.0, client, IPv4Address("TCP", "192.0.2.1", 7878))
+    >>> from hello_listen.status import Tally
+    >>> tally = Tally()
+    >>> tally(connection)
+    >>> [client] = tally.facts().clients
+    >>> client.name, client.connections
+    ('203.0.113.7', 1)
+
     @ivar name: the client's identity, see L{hello_listen._addresses.clientIdentity}.
     @ivar connections: the number of its connections since it is counted apart.
     @ivar missed: the upper bound of its connections before that.
@@ -69,7 +80,14 @@ class Client:
 
 @dataclass(frozen=True)
 class Facts:
-    """The counts of a L{Tally} at one moment."""
+    """
+    The counts of a L{Tally} at one moment.
+
+    >>> from hello_listen.status import Tally
+    >>> facts = Tally().facts()
+    >>> facts.connections, facts.clients
+    (0, [])
+    """
 
     now: float
     """The moment, in seconds since the epoch."""
@@ -132,6 +150,16 @@ class Tally:
     forgotten, so its C{missed} is the most connections that a forgotten client had. This is
     Space-Saving (Metwally, Agrawal, El Abbadi 2005) in batches. Of N connections, no client misses
     more than N / (limit / 2), and a client with more than that is counted apart.
+
+    >>> from twisted.internet.address import IPv4Address
+    >>> from hello_listen import Connection
+    >>> client = IPv4Address("TCP", "203.0.113.7", 51974)
+    >>> connection = Connection(1795348800.0, client, IPv4Address("TCP", "192.0.2.1", 7878))
+    >>> from hello_listen.status import Tally
+    >>> tally = Tally()
+    >>> tally(connection)
+    >>> tally.facts().totals
+    {('tcp', '192.0.2.1:7878', ''): 1}
     """
 
     def __init__(self, limit: int = MAX_CLIENTS, clock: Callable[[], float] = time.time) -> None:
