@@ -73,7 +73,7 @@ class Browser:
         while b"\0" not in self._data:
             ready, _, _ = select.select([self._answers], [], [], max(0, until - time.monotonic()))
             data = os.read(self._answers, 1 << 20) if ready else b""
-            assert data, f"no answer from\n{self._process.said()}"
+            assert data, f"timeout: Chromium does not answer\n{self._process.said()}"
             self._data += data
         line, _, self._data = self._data.partition(b"\0")
         message: dict[str, Any] = json.loads(line)
@@ -139,7 +139,7 @@ class Page:
         """Wait until an expression of JavaScript is true."""
         until = time.monotonic() + patience
         while not self.evaluate(expression):
-            assert time.monotonic() < until, f"never {expression}"
+            assert time.monotonic() < until, f"timeout: still false: {expression}"
 
     def text(self, selector: str = "body") -> str:
         """Return the text that is shown of an element."""

@@ -49,7 +49,7 @@ def account(*logs: Path) -> tuple[int, int]:
     for found in spans.values():
         expected = 1
         for first, last, missing in sorted(found):
-            assert first == expected, f"{expected} is missing, or {first} is there twice"
+            assert first == expected, f"sequence {expected} is missing, or {first} is a duplicate"
             expected = last + 1
             totals[missing] += last - first + 1
     return totals[False], totals[True]
@@ -63,6 +63,6 @@ def untilWritten(log: Path, count: int) -> None:
 def counted(output: str) -> tuple[int, int, int]:
     """Return the connections, records and losses of the last line that counts them."""
     found = re.findall(r"Connections: (\d+), recorded: (\d+),.* lost: (\d+)$", output, re.MULTILINE)
-    assert found, f"nothing counts the connections in\n{output}"
+    assert found, f"no line counts the connections in\n{output}"
     connections, records, lost = map(int, found[-1])
     return connections, records, lost

@@ -97,7 +97,7 @@ class Process:
             if match:
                 return match
         self._process.wait()
-        raise AssertionError(f"no {pattern!r} in the output of\n{self.said()}")
+        raise AssertionError(f"no line matches {pattern!r} in the output of\n{self.said()}")
 
     def port(self) -> int:
         """Read until the next endpoint listens, and return its port."""
@@ -187,7 +187,7 @@ def deployed(name: str, *replacements: tuple[str, str]) -> str:
     """Return the text of a file of src/deploy, with the test's own ports and folders."""
     text = (DEPLOY / name).read_text()
     for old, new in replacements:
-        assert old in text, f"no {old} in {name}"
+        assert old in text, f"{old!r} is not in {name}"
         text = text.replace(old, new)
     return text
 
@@ -206,7 +206,7 @@ def until(condition: Callable[..., object]) -> None:
         assert not failed, "\n".join(process.said() for process in failed)
         threading.Event().wait(0.01)
     said = "\n".join(process.said() for process in Process.watched)
-    raise AssertionError(f"it did not come to pass\n{said}")
+    raise AssertionError(f"timeout: the condition is still false\n{said}")
 
 
 def untilListening(path: Path) -> None:

@@ -94,7 +94,7 @@ class Clients:
         while not condition():
             now = monotonic()
             if now > giveUp:
-                raise AssertionError(f"it did not come to pass; {self.ends}")
+                raise AssertionError(f"timeout: the condition is still false; {self.ends}")
             while self.rate and self._next <= now:
                 self.begin()
                 self._next += 1 / self.rate

@@ -1,4 +1,4 @@
-"""Notifications by Apprise: what it cannot understand, and what it says when it fails."""
+"""Notifications by Apprise: delivery, failures, and files and URLs that it refuses."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_delivered(receiver: Answers) -> None:
 def test_failed(
     receiver: Answers, answer: tuple[int, bytes], reason: str, retryAfter: float | None
 ) -> None:
-    """The reason is the status; a pause that an answer asks for is found where Apprise logs it."""
+    """The reason is the HTTP status; the pause that is asked for is read from Apprise's log."""
     receiver.answer = answer
     (service,) = services(receiver.url)
     with pytest.raises(SendError) as failed:
@@ -106,7 +106,7 @@ def test_away(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_other_threads() -> None:
-    """What Apprise logs in another thread does not become a reason."""
+    """A line that Apprise logs in another thread is not taken for the reason."""
     (service,) = services("json://127.0.0.1:1/")
     log = logging.getLogger("apprise")
     notify = service._service.notify
@@ -139,7 +139,7 @@ FILES = [
 
 @pytest.mark.parametrize(("text", "named"), FILES, ids=range(len(FILES)))
 def test_wrong_files(tmp_path: Path, text: str, named: str) -> None:
-    """What Apprise does not understand is a usage error that names the file and the line."""
+    """A line that Apprise does not understand is a usage error that names the file and the line."""
     path = tmp_path / ("urls.yml" if text.startswith("urls:") else "urls.txt")
     path.write_text(text, errors="surrogateescape")
     with pytest.raises(UsageError) as error:

@@ -145,7 +145,7 @@ class Untimed(threading.Event):
 
     def wait(self, timeout: float | None = None) -> bool:
         """Fail."""
-        raise AssertionError("waits by the system's time")
+        raise AssertionError("the thread waits by the system's clock")
 
 
 def test_wait_for_an_event() -> None:

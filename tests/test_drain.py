@@ -52,7 +52,7 @@ def test_one_reading_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert results[2] is None
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the table is Linux's")
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux has the table of handshakes")
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "::ffff:127.0.0.1"])
 def test_names(host: str) -> None:
     """L{localName} writes an address as the system's table does."""

@@ -24,6 +24,7 @@ from hello_listen import HelloEndpoint, HelloFactory
 from hello_listen._port import HelloPort
 from hello_listen._proxy import ProxiedFactory, ProxiedProtocol
 from hello_listen.endpoint import BACKLOG
+from turns import reactor, until
 
 
 @pytest.mark.parametrize(
@@ -175,8 +176,6 @@ def test_file_that_becomes_unreadable(tmp_path: Path, keyFile: str) -> None:
 
 def test_taking_over() -> None:
     """A L{HelloPort} serves a TCP endpoint, at the address that Twisted has bound."""
-    from twisted.internet import reactor
-
     ports: list[Any] = []
     endpoint = HelloEndpoint(reactor, "tcp:0:interface=127.0.0.1")
     endpoint.listen(HelloFactory()).addCallback(ports.append)
@@ -184,8 +183,7 @@ def test_taking_over() -> None:
     assert isinstance(port, HelloPort)
     assert port.getHost().host == "127.0.0.1"  # type: ignore[attr-defined]
     stopped = port.stopListening()
-    while not stopped.called:
-        reactor.iterate(0.01)
+    until(lambda: stopped.called)
 
 
 def test_another_parsers_lookup_error(later: None) -> None:
@@ -262,8 +260,6 @@ def test_other_factories() -> None:
 
 def listen(description: str) -> tuple[Any, str]:
     """Listen on an endpoint with the real reactor, and return the port, if any, and any error."""
-    from twisted.internet import reactor
-
     results: list[Any] = []
     HelloEndpoint(reactor, description).listen(HelloFactory()).addBoth(results.append)
     isPort = IListeningPort.providedBy(results[0])
@@ -272,11 +268,8 @@ def listen(description: str) -> tuple[Any, str]:
 
 def release(*ports: Any) -> None:
     """Stop ports of the real reactor."""
-    from twisted.internet import reactor
-
     stopping = [port.stopListening() for port in ports]
-    while not all(each.called for each in stopping):
-        reactor.iterate(0.01)
+    until(lambda: all(each.called for each in stopping))
 
 
 @pytest.mark.parametrize(

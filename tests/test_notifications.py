@@ -131,7 +131,7 @@ def test_not_new() -> None:
 
 
 def test_new_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client that has not been seen for so long is new again."""
+    """A client that was not seen for L{NEWS_PERIOD} is new again."""
     monkeypatch.setattr(module, "NEWS_PERIOD", 0.0)
     receiver = Receiver()
     receiver.connect(v4(1))
@@ -142,7 +142,7 @@ def test_new_again(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_not_new_in_a_sum() -> None:
-    """Who was told of already comes after the new ones in a sum."""
+    """A message names new clients first, then those that were reported before."""
     receiver = Receiver()
     receiver.connect(v4(1))
     receiver.get()
@@ -156,7 +156,7 @@ def test_not_new_in_a_sum() -> None:
 
 @pytest.mark.usefixtures("quick")
 def test_quiet_minute() -> None:
-    """After a minute without anybody new, the count begins again with the next new client."""
+    """After a batch period without a new client, the next one is reported at once."""
     receiver = Receiver()
     for number in range(3):
         receiver.connect(v4(number))
@@ -165,7 +165,7 @@ def test_quiet_minute() -> None:
 
 
 def test_many() -> None:
-    """Ten are named; all are counted, also those beyond the most that are told apart."""
+    """A message names ten clients and counts all, also those beyond the limit of clients."""
     receiver = Receiver()
     receiver.connect(v4(0))
     receiver.get()
@@ -246,7 +246,7 @@ def test_names(client: IAddress, name: str) -> None:
 @settings(max_examples=50, deadline=None)
 @given(st.text(max_size=60), st.text(max_size=30))
 def test_any_name(name: str, error: str) -> None:
-    """Whatever a name or an error is, the text has only characters without a meaning."""
+    """Whatever a name or an error contains, the text has no character that markup uses."""
     receiver = Receiver()
     receiver.connect(IPv4Address("TCP", name, 1), error=error)
     text = receiver.get()
@@ -267,7 +267,7 @@ def test_any_name(name: str, error: str) -> None:
     ],
 )
 def test_failure(failure: object, reason: str) -> None:
-    """The first failure and the recovery are one line each, without what an exception quotes."""
+    """The first failure and the recovery are logged in a line each, which quotes no exception."""
     receiver = Receiver(failure, failure, failure)
     with capturedLogs() as logged:
         receiver.connect(v4(1))
@@ -281,7 +281,7 @@ def test_failure(failure: object, reason: str) -> None:
 
 
 def test_merging(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What comes while a receiver fails is merged into the next attempt, within bounds."""
+    """What a receiver does not take is merged into the next attempt, up to a limit of clients."""
     monkeypatch.setattr(module, "MAX_CLIENTS", 4)
     hold = Event()
     receiver = Receiver(SendError("busy"))
@@ -309,7 +309,7 @@ def test_merging(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_merge_of_news(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Merging keeps all counts: of clients beyond the bound, and of one that is new twice."""
+    """Merging keeps all counts: of clients beyond the limit, and of a client that is new twice."""
     monkeypatch.setattr(module, "MAX_CLIENTS", 2)
     news, later = module._News(NOON), module._News(NOON)
     connection = Connection(NOON, v4(0), PORT)
@@ -325,7 +325,7 @@ def test_merge_of_news(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_retry_after(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pauses grow up to a bound; a receiver can ask for a longer one, up to another bound."""
+    """Pauses grow up to a limit; a receiver can ask for a longer one, up to another limit."""
     waits: list[float] = []
 
     def waitFor(event: Event, seconds: float) -> bool:
@@ -364,7 +364,7 @@ def test_stop_without_a_receiver() -> None:
 
 @pytest.mark.usefixtures("quick")
 def test_stop_while_it_fails() -> None:
-    """At a stop, the last attempts are made; a thread that is given up ends."""
+    """A stop makes last attempts; at its timeout, the thread ends."""
     receiver = Receiver(*[SendError("busy")] * 100_000)
     receiver.connect(v4(1))
     receiver.get()
@@ -402,7 +402,7 @@ def test_given_up_before_a_retry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_idle() -> None:
-    """Without a new client there is no thread, and it can be opened again."""
+    """Without a new client there is no thread; closed notifications can be opened again."""
     before = started()
     receiver = Receiver()
     receiver.notifications.open()
@@ -447,7 +447,7 @@ def test_host(host: str) -> None:
 
 
 def test_defaults() -> None:
-    """Any callable will do, without a name; the reactor and the host are this machine's."""
+    """Any callable will do; by default it has no name, and the host is this machine."""
     got: Queue[str] = Queue()
     notifications = Notifications(lambda title, text: got.put(title))
     notifications(Connection(NOON, v4(1), PORT))

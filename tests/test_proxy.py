@@ -1,4 +1,4 @@
-"""PROXY headers: any data, in any pieces, makes one record."""
+"""PROXY headers: any data, however it is split, makes one record."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_what_is_no_header(data: bytes) -> None:
     ids=repr,
 )
 def test_header_without_an_end(data: bytes, error: str) -> None:
-    """A header has 5 seconds, and 107 bytes in version 1 or 16 + 4,096 in version 2."""
+    """A header must end in 5 seconds, and in 107 bytes (version 1) or 16 + 4,096 (version 2)."""
     assert receive(data).error == f"proxy_header_{error}"
 
 
@@ -151,7 +151,7 @@ def test_longest_headers() -> None:
     ],
 )
 def test_extensions(extensions: list[bytes], expected: Extensions) -> None:
-    """A well-formed extension is recorded once, truncated; a malformed one is left out."""
+    """The first well-formed extension of a type is recorded, truncated; others are ignored."""
     connection = receive(extended(*extensions))
     assert connection.extensions == expected
     assert connection.error is None
@@ -179,13 +179,13 @@ def test_extensions_of_nobody() -> None:
     ],
 )
 def test_checksum(data: bytes, expected: int) -> None:
-    """The CRC32C is that of RFC 3720 (B.4), whose bytes are in the other order."""
+    """The CRC32C is that of the examples in RFC 3720 (B.4), which are little-endian."""
     assert crc32c(data) == divided(data) == expected
 
 
 @given(st.binary(max_size=200))
 def test_any_checksum(data: bytes) -> None:
-    """The checksum is the remainder that the RFC defines."""
+    """The CRC32C of any data is the remainder of the division that RFC 3720 defines."""
     assert crc32c(data) == divided(data)
 
 
@@ -209,7 +209,7 @@ def test_any_checksum(data: bytes) -> None:
     ],
 )
 def test_captured_headers(header: str, text: str) -> None:
-    """The headers of AWS's load balancer are accepted, but not with a flipped bit."""
+    """Headers captured from AWS's load balancer are valid, and with a flipped bit they are not."""
     data = bytes.fromhex(header) + bytes(36)
     assert str(receive(data)) == f"Connection established! {text}"
     for place in (17, 33, 60, len(data) - 1):
@@ -271,7 +271,7 @@ def test_trusted(peer: IAddress) -> None:
     ],
 )
 def test_untrusted(peer: IAddress, header: bytes) -> None:
-    """An untrusted peer is recorded as itself, at once, and once, whatever it sends."""
+    """An untrusted peer is its own client; it is recorded at once and only once."""
     server = Server("10.0.0.0/8", "::ffff:192.0.2.7", "fe80::%eth0/64")
     protocol, transport = server.connect(peer)
     assert transport.disconnecting
@@ -287,7 +287,7 @@ def test_untrusted(peer: IAddress, header: bytes) -> None:
 
 
 def failing(error: type[BaseException], counts: bool, seen: list[Connection]) -> HelloFactory:
-    """Return a factory that raises an error for each connection, after it was counted or not."""
+    """Return a factory that raises an error for each connection, after counting it or without."""
 
     class Failing(HelloFactory):
         def established(self, *arguments: Any, **facts: Any) -> None:
@@ -317,7 +317,7 @@ def test_nobody_is_trusted() -> None:
 
 
 def test_stop() -> None:
-    """When a port closes, its connections without a whole header are recorded, not another's."""
+    """A port that closes records its own connections without a whole header, not another's."""
     server = Server()
     server.factory.doStart()
     assert server.factory.hello.numPorts == 1
@@ -351,7 +351,7 @@ def test_each_has_the_same_time() -> None:
 
 
 def test_process_that_stood_still() -> None:
-    """After the process was stopped, headers have a grace period to arrive."""
+    """When a suspended process runs again, headers have a grace period to arrive."""
     server = Server()
     (sending, _), (_, silent) = server.connect(), server.connect()
     server.clock.advance(2 * HEADER_TIMEOUT)
@@ -406,7 +406,7 @@ def test_subclass_that_fails(counts: bool) -> None:
 
 
 def test_transport_that_fails() -> None:
-    """A transport that cannot be closed does not end the timeout of later connections."""
+    """After a transport that cannot be closed, later connections still time out."""
 
     class Broken(StringTransport):
         def loseConnection(self) -> None:
@@ -426,7 +426,7 @@ def test_transport_that_fails() -> None:
 
 
 def test_evicted_from_standard_input() -> None:
-    """A transport without C{abortConnection} is closed at an eviction."""
+    """An eviction closes a transport that has no C{abortConnection}."""
     server = Server()
     protocol = server.factory.buildProtocol(PROXY)
     transport = FileWrapper(BytesIO())
@@ -498,7 +498,7 @@ def cut(data: bytes, places: Iterable[int]) -> list[bytes]:
 def test_any_header_cut_anywhere(
     header: tuple[bytes, tuple[object, object]], behind: bytes, places: list[int]
 ) -> None:
-    """A valid header is parsed in whatever pieces it comes, whatever data follows."""
+    """A valid header is parsed however it is split, and whatever data follows."""
     data, named = header
     connection = receive(*cut(data + behind, places))
     assert connection.error is None
@@ -523,7 +523,7 @@ def test_any_header_cut_anywhere(
     places=st.lists(st.integers(0, 2000)),
 )
 def test_any_bytes_are_one_record(data: bytes, places: list[int]) -> None:
-    """Any data is recorded once and raises no error, in any pieces."""
+    """Any data, however it is split, makes one record and raises no error."""
     whole, pieces = receive(data), receive(*cut(data, places))
     assert replace(whole, time=0) == replace(pieces, time=0)
     assert str(whole).isprintable()
@@ -570,7 +570,7 @@ others = st.lists(st.tuples(st.integers(6, 255), st.binary(max_size=40)), max_si
 def test_extensions_as_another_reads_them(
     authority: str, uniqueId: bytes, others: list[tuple[int, bytes]]
 ) -> None:
-    """The library proxy-protocol finds the same texts as the record has, unescaped."""
+    """The texts in the record, unescaped, are those that the library proxy-protocol finds."""
     mixed = [*others, (2, authority.encode()), *others, (5, uniqueId)]
     header = extended(*(tlv(*pair) for pair in mixed))
     theirs = ProxyProtocolDetect().unpack(header).tlv
@@ -586,6 +586,6 @@ def unescaped(text: str | None) -> bytes:
 
 
 def test_fuzzing(capsys: pytest.CaptureFixture[str]) -> None:
-    """The program for long runs of mutated headers works."""
+    """C{fuzz.py}, which feeds mutated headers in long runs, works."""
     fuzz.main(100)
     assert capsys.readouterr().out.startswith("100 inputs: {")

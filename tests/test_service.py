@@ -23,7 +23,7 @@ from reactors import FakePort, ListeningReactor
 
 
 def test_starts_and_stops() -> None:
-    """The service is an ordinary service, and logs the number of connections when it stops."""
+    """The service starts and stops like any other, and at the stop logs its connections."""
     port = FakePort()
     factory = HelloFactory()
     service = HelloService(factory, ["tcp:1"], reactor=ListeningReactor(port))
@@ -61,7 +61,7 @@ class ClosingObserver:
 
 
 def test_closes_its_observers() -> None:
-    """Observers are closed after the ports and waited for; an error of one is logged."""
+    """A stop closes the ports, then the observers, and waits; an observer's error is logged."""
     port, slow = FakePort(), ClosingObserver()
     factory = HelloFactory(slow, ClosingObserver(OSError("no disk")), lambda connection: None)
     service = HelloService(
@@ -94,7 +94,7 @@ def test_an_endpoint_that_is_given_twice() -> None:
 
 
 def test_starting_while_it_stops() -> None:
-    """A stop that is still going on does not stop the ports of the next start."""
+    """A stop that is not finished leaves the ports of the next start alone."""
     observer = ClosingObserver()
     before, after = [FakePort(), FakePort()], [FakePort(), FakePort()]
     reactor = ListeningReactor(*before, *after)
@@ -112,7 +112,7 @@ def test_starting_while_it_stops() -> None:
 
 
 def test_endpoint_that_fails_otherwise() -> None:
-    """An error of an endpoint object of another package is raised as it is, with its traceback."""
+    """The error of an endpoint from another package is raised unchanged."""
 
     class Endpoint:
         def listen(self, factory: object) -> Deferred[IListeningPort]:
@@ -131,13 +131,13 @@ def test_endpoints_are_a_list() -> None:
 
 @pytest.mark.parametrize("factory", [HelloFactory, None, Factory()])
 def test_factory_is_a_hello_factory(factory: Any) -> None:
-    """A class instead of its instance, or another factory, is refused at once."""
+    """The class HelloFactory, or a factory of another class, is refused at once."""
     with pytest.raises(TypeError, match="not a HelloFactory: "):
         HelloService(factory, ["tcp:1"])
 
 
 def test_global_reactor() -> None:
-    """Without a reactor the service uses the installed one, imported no earlier than that."""
+    """Without a reactor, the service uses the global one."""
     from twisted.internet import reactor
 
     assert HelloService(HelloFactory(), ["tcp:0"]).reactor is reactor
@@ -172,7 +172,7 @@ def test_all_or_nothing(error: Exception, message: str) -> None:
 
 
 def test_a_port_that_does_not_stop() -> None:
-    """A port that cannot be stopped is named; the others stop, the connections are counted."""
+    """The log names a port that cannot be stopped; the others stop, and connections are counted."""
     ports = FakePort(PermissionError(13, "Permission denied")), FakePort()
     service = HelloService(HelloFactory(), ["tcp:1", "tcp:2"], reactor=ListeningReactor(*ports))
     service.startService()
@@ -237,7 +237,7 @@ def test_stopping_after_an_endpoint_has_failed(pending: list[Deferred[Any]]) -> 
 
 
 def test_an_endpoint_that_fails_between_the_two_starts(pending: list[Deferred[Any]]) -> None:
-    """An endpoint that failed between the two starts is not bound again."""
+    """C{startService} does not retry an endpoint that failed after C{privilegedStartService}."""
     port = FakePort()
     service = HelloService(HelloFactory(), ["tcp:1", "later:"], reactor=ListeningReactor(port))
     service.privilegedStartService()
@@ -249,7 +249,7 @@ def test_an_endpoint_that_fails_between_the_two_starts(pending: list[Deferred[An
 
 
 def test_stopping_before_an_endpoint_listens(pending: list[Deferred[Any]]) -> None:
-    """An unfinished attempt to listen is cancelled, which is no failure."""
+    """A stop cancels an unfinished attempt to listen, and logs no failure."""
     service = HelloService(HelloFactory(), ["later:"], reactor=ListeningReactor())
     service.startService()
     with capturedLogs() as events:

@@ -15,7 +15,7 @@ def until(condition: Callable[..., object], reactor: Any = reactor) -> None:
     """Run turns of a reactor until a condition is true."""
     end = monotonic() + 20
     while not condition():
-        assert monotonic() < end, "it did not come to pass"
+        assert monotonic() < end, "timeout: the condition is still false"
         reactor.iterate(0.01)
 
 

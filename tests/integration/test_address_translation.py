@@ -12,7 +12,7 @@ from processes import SCRIPTS, Start, tool
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(os.geteuid() != 0, reason="only root may lay cables between namespaces"),
+    pytest.mark.skipif(os.geteuid() != 0, reason="only root may connect network namespaces"),
 ]
 
 CLIENTS = 120

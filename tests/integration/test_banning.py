@@ -312,7 +312,7 @@ def machines(start: Start) -> Machines:
     alone = [tool("unshare"), "--net", *(["--map-root-user"] if user else [])]
     made = run(*alone, tool("ip"), *["link", "add", "near", "type", "veth", "peer", "far"])
     if made.returncode != 0:
-        (pytest.skip if user else lacking)(f"no network may be made here: {made.stderr}")
+        (pytest.skip if user else lacking)(f"cannot create a network namespace: {made.stderr}")
     wait = "sh", "-c", "echo ready; exec sleep 60"
     first = start(*alone, *wait)
     first.expect("ready")

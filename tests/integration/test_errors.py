@@ -240,7 +240,7 @@ def test_tls_without_pyopenssl(tmp_path: Path) -> None:
 def test_port_below_1024_without_rights(tmp_path: Path) -> None:
     """Without the right to bind a port, the error says so."""
     if int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text()) <= 1:
-        pytest.skip("here everyone may bind port 1")
+        pytest.skip("any user may bind port 1 here")
     restrict = [] if os.geteuid() else [tool("setpriv"), "--bounding-set=-net_bind_service"]
     ended = run(
         *restrict, SCRIPTS / "twistd", "-n", "--pidfile=", "hello-listen",

@@ -87,7 +87,7 @@ def test_all_who_wait_at_the_end(limited: Start, tmp_path: Path, endpoint: str) 
     assert who == {named: 501}
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the table of handshakes is Linux's")
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux has the table of handshakes")
 @pytest.mark.parametrize("count", [slow(1), 50])
 @pytest.mark.slow
 def test_handshakes_are_looked_up_for_all_ports(start: Start, tmp_path: Path, count: int) -> None:
@@ -187,7 +187,7 @@ def far(start: Start, endpoint: str) -> Iterator[Far]:
     ip = tool("ip")
     if run(*alone, ip, "tuntap", "add", "far", "mode", "tun").returncode != 0:
         # Whether an ordinary user may is the system's choice.
-        (pytest.skip if os.geteuid() else lacking)("no TUN device may be made here")
+        (pytest.skip if os.geteuid() else lacking)("cannot create a TUN device")
     near, channel = socket.socketpair()
     with near, channel:
         server = start(
