@@ -1,4 +1,4 @@
-"""Imports go one way in the package, and no test imports a test."""
+"""Imports go one way in the package, no test imports a test, and helpers are listed."""
 
 from __future__ import annotations
 
@@ -45,3 +45,11 @@ def test_no_test_of_a_test() -> None:
     names = {file.stem for file in files if file.stem.startswith("test_")}
     assert Path(__file__).stem in names
     assert not [(file, name) for file in files for name in imported(file) if name in names]
+
+
+def test_helpers_are_listed() -> None:
+    """The README of the tests lists each module that is not a test."""
+    listed = (TESTS / "README.md").read_text()
+    helpers = {file.name for file in TESTS.glob("*.py") if not file.stem.startswith("test_")}
+    assert {"conftest.py", "turns.py"} <= helpers
+    assert [name for name in helpers if f"`{name}`" not in listed] == []
