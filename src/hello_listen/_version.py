@@ -1,3 +1,3 @@
 """The version, for all that name it."""
 
-__version__ = "1.0.0"
+__version__ = "2.0.0"
