@@ -24,5 +24,5 @@ def run(*arguments: object) -> tuple[int, str, str]:
 def answer(*arguments: object) -> dict[str, Any]:
     """Return what C{--json} prints, with the C{status}."""
     status, out, _ = run("--json", *arguments)
-    found: dict[str, Any] = json.loads(out)
+    found: dict[str, object] = json.loads(out)
     return found | {"status": status}

@@ -47,7 +47,7 @@ class Browser:
             os.close(end)
         self._data = b""
         self._number = 0
-        self._events: list[dict[str, Any]] = []
+        self._events: list[dict[str, object]] = []
 
     def send(self, method: str, session: str | None = None, **parameters: object) -> Any:
         """Call a method of the protocol, and return its result."""

@@ -39,7 +39,7 @@ class Expected:
             self.until is None or moment < self.until
         )
 
-    def run(self, process: Process, lines: list[Line]) -> dict[str, Any]:
+    def run(self, process: Process, lines: list[Line]) -> dict[str, object]:
         """Return the expected facts of a run."""
         kinds = {line.kind for line in lines}
         present = {number for line in lines for number in line.numbers}
@@ -99,7 +99,7 @@ class Expected:
             told.append((address, transport, len(recorded), count, ports, servers))
         return told
 
-    def groups(self, key: str) -> set[tuple[Any, int, int]]:
+    def groups(self, key: str) -> set[tuple[object, int, int]]:
         """Return the connections and clients of each server or error."""
         groups = defaultdict(list)
         for line in self.inside:

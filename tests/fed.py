@@ -8,7 +8,6 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Any
 
 from written import at
 
@@ -46,7 +45,7 @@ class Line:
     run: Process
     kind: str
     time: float
-    fields: dict[str, Any]
+    fields: dict[str, object]
     numbers: range = range(0)
     count: int = 0
     client: tuple[str | None, str | None] = (None, None)
@@ -85,7 +84,7 @@ class Process:
             total = sum(counts.values())
             self._write("closed", "Connection log closed", connections=total, **counts, **last)
 
-    def _write(self, kind: str, message: str, **fields: Any) -> Line:
+    def _write(self, kind: str, message: str, **fields: object) -> Line:
         """Write a line."""
         head = {"message": message, "service.instance.id": self.name}
         self.lines.append(Line(self, kind, self._now, head | fields))

@@ -12,13 +12,13 @@ from netaddr import IPSet
 LANGUAGES = ["de", "en"]
 
 
-def country(code: str) -> dict[str, Any]:
+def country(code: str) -> dict[str, object]:
     """Return what GeoLite2 Country and DB-IP have for a network."""
     names = dict.fromkeys(LANGUAGES, f"Country {code}")
     return {"country": {"iso_code": code, "geoname_id": 1, "names": names}}
 
 
-def system(number: int, organization: str) -> dict[str, Any]:
+def system(number: int, organization: str) -> dict[str, object]:
     """Return what GeoLite2 ASN and DB-IP have for a network."""
     return {
         "autonomous_system_number": number,

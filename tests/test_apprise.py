@@ -111,7 +111,7 @@ def test_other_threads() -> None:
     log = logging.getLogger("apprise")
     notify = service._service.notify
 
-    def notifyAndLog(*args: Any, **kwargs: Any) -> Any:
+    def notifyAndLog(*args: object, **kwargs: object) -> object:
         thread = Thread(target=log.warning, args=("error=500",))
         thread.start()
         thread.join()

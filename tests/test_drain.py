@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from twisted.internet.testing import MemoryReactorClock
@@ -41,7 +40,7 @@ def test_one_reading_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(module, "TABLE", str(tmp_path / "tcp"))
     (tmp_path / "tcp").write_text(TABLE)
     reactor = MemoryReactorClock()
-    results: list[Any] = []
+    results: list[object] = []
     for _ in range(2):
         handshakes(reactor, socket.AF_INET).look().addCallback(results.append)
     reactor.advance(0)

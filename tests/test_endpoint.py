@@ -176,7 +176,7 @@ def test_file_that_becomes_unreadable(tmp_path: Path, keyFile: str) -> None:
 
 def test_taking_over() -> None:
     """A L{HelloPort} serves a TCP endpoint, at the address that Twisted has bound."""
-    ports: list[Any] = []
+    ports: list[object] = []
     endpoint = HelloEndpoint(reactor, "tcp:0:interface=127.0.0.1")
     endpoint.listen(HelloFactory()).addCallback(ports.append)
     [port] = ports

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from queue import Queue
 from threading import Event
 from threading import enumerate as threads
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -469,7 +468,7 @@ EVENTS = st.lists(
     st.one_of(st.integers(0, 30), st.sampled_from(["wait", "fail", "fail", "raise", "refuse"])),
     max_size=60,
 )
-FAILURES: dict[str, Callable[[], Any]] = {
+FAILURES: dict[str, Callable[[], object]] = {
     "fail": lambda: SendError("busy", 0),
     "raise": lambda: RuntimeError("x"),
     "refuse": lambda: False,

@@ -292,7 +292,7 @@ class Between:
         """Call a function before each call of the method with a name."""
         self._name, self._happen = name, happen
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         """Return the reactor's attribute."""
         if name == self._name:
             self._happen()

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -263,7 +262,7 @@ class Host:
         (proc / "sys/kernel/random").mkdir(parents=True)
         (proc / "sys/kernel/random/boot_id").write_text("f00\n")
 
-    def start(self, pid: int, ticks: int, state: str = "S") -> dict[str, Any]:
+    def start(self, pid: int, ticks: int, state: str = "S") -> dict[str, object]:
         """Start a process, and return the facts that its log has."""
         fields = " ".join(map(str, range(4, 22)))
         (self.proc / str(pid)).mkdir(exist_ok=True)
@@ -306,7 +305,7 @@ def test_killed(host: Host) -> None:
         {"ticks": None},
     ],
 )
-def test_not_closed(host: Host, other: dict[str, Any]) -> None:
+def test_not_closed(host: Host, other: dict[str, object]) -> None:
     """A run of another boot or container, or of an earlier release, is not closed."""
     assert state(host.start(77, 1000) | other, host.proc) == "not closed"
 

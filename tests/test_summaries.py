@@ -300,7 +300,7 @@ def test_close() -> None:
     """A close passes on all summaries, and closes the observer."""
     closed: list[object] = []
 
-    class Log(list[Any]):
+    class Log(list[object]):
         def __call__(self, record: object) -> None:
             self.append(record)
 
@@ -340,7 +340,7 @@ def test_observer_that_fails() -> None:
 
 def test_global_reactor() -> None:
     """Without a reactor the installed one is the clock."""
-    summaries = Summaries(list[Any]().append, 1)
+    summaries = Summaries(list[object]().append, 1)
     summaries(Connection(5, v4("192.0.2.7"), SERVER))
     summaries.close()
 

@@ -24,7 +24,7 @@ from hello_listen._port import HelloPort
 class Listener:
     """A port on a UNIX endpoint, in a reactor that does not run."""
 
-    def __init__(self, description: str, factory: Any = None) -> None:
+    def __init__(self, description: str, factory: object = None) -> None:
         """Listen, or raise the error."""
         self.reactor = MemoryReactorClock()
         results: list[Any] = []
