@@ -163,6 +163,7 @@ def test_no_address(address: IPv4Address) -> None:
 @given(st.floats(-62_135_596_800, 253_402_300_799, allow_nan=False))
 @example(-0.5)
 @example(-1e-20)
+@example(-0.0)
 @example(0.9999999)
 @example(0.0000005)
 @example(1.9999995)

@@ -345,4 +345,5 @@ def timestamp(seconds: float) -> str:
         text = datetime.fromtimestamp(whole, timezone.utc).isoformat()[:19]
         _second = whole, text
         fraction = max(0.0, seconds - whole)
-    return "%s.%06.0fZ" % (text, fraction * 1e6)  # noqa: UP031 # An f-string takes longer.
+    # Plus zero makes -0.0 positive; an f-string takes longer.
+    return "%s.%06.0fZ" % (text, fraction * 1e6 + 0.0)  # noqa: UP031
