@@ -7,7 +7,6 @@ import re
 import shutil
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -175,30 +174,15 @@ def test_each_file_says_what_it_is() -> None:
         assert re.match(r'(# |""")\S.*', (DEPLOY / name).read_text()), name
 
 
-def runProgram(start: Start, folder: Path, text: str, line: Callable[[str], str]) -> None:
-    """Run a program and connect: it prints the line for the client's name, and ends at SIGINT."""
-    (folder / "program.py").write_text(f"{LOG_TO_OUTPUT}\n{text}")
+def test_embedding_program(start: Start, tmp_path: Path) -> None:
+    """The program runs, prints who connected, and ends at SIGINT."""
+    text = deployed("examples/embedding.py", (":7878:", ":0:"))
+    (tmp_path / "program.py").write_text(f"{LOG_TO_OUTPUT}\n{text}")
     server = start(sys.executable, "-u", "program.py")
     name, _ = untilEnd(("127.0.0.1", int(server.expect(r"starting on (\d+)")[1])))
-    server.expect(line(name))
+    server.expect(f"^{name.replace(':', ' ')}$")
     server.kill(signal.SIGINT)
     assert server.wait() == 0
-
-
-def test_embedding_program(start: Start, tmp_path: Path) -> None:
-    """The program runs, and prints who connected."""
-    text = deployed("examples/embedding.py", (":7878:", ":0:"))
-    runProgram(start, tmp_path, text, lambda name: f"^{name.replace(':', ' ')}$")
-
-
-def test_example_in_the_factory_s_help(start: Start, tmp_path: Path) -> None:
-    """What pydoc shows of the factory begins with a program that runs, and prints who connected."""
-    text = run(sys.executable, "-m", "pydoc", "hello_listen.HelloFactory").stdout
-    [shown] = re.findall(r"each connection::\n((?: \| {6}.*\n| \|\s*\n)+)", text)
-    example = re.sub("^ \\| {0,6}", "", shown, flags=re.MULTILINE)
-    example = example.replace(":7878:", ":0:")
-    line = "^Connection established! {} -> 127.0.0.1:".format
-    runProgram(start, tmp_path, example, line)
 
 
 def test_tac(start: Start, tmp_path: Path) -> None:
