@@ -30,7 +30,7 @@ def test_program_that_leaves_another(start: Start) -> None:
 def test_program_that_says_something_else(start: Start) -> None:
     """If an expected line never comes, the failure shows the actual output and the status."""
     program = start("sh", "-c", "echo no folder; exit 3")
-    with pytest.raises(AssertionError, match=r"(?s)no 'ready' in .* status 3\nno folder"):
+    with pytest.raises(AssertionError, match=r"(?s)no line matches 'ready' in .* status 3\nno folder"):
         program.expect("ready")
 
 
@@ -49,7 +49,7 @@ def test_chromium_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     (tmp_path / "chromium").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     browser = Browser(tmp_path)
-    with pytest.raises(AssertionError, match=r"no answer from(?s:.*)\nno display"):
+    with pytest.raises(AssertionError, match=r"Chromium does not answer(?s:.*)\nno display"):
         browser.page()
     browser.close()
 
