@@ -21,6 +21,7 @@ from events import texts
 from hello_listen import Connection, Notifications, SendError
 from hello_listen import notifications as module
 from reactors import FakeReactor
+from turns import until
 
 NOON = 1_767_268_800.0
 PORT = IPv4Address("TCP", "192.0.2.1", 7878)
@@ -488,8 +489,7 @@ def test_nobody_is_forgotten(events: list[int | str], endsBadly: bool) -> None:
                 clients.add(event)
                 receiver.connect(v4(event))
             elif event == "wait":
-                while receiver.notifications.waiting:
-                    receiver.get()
+                until(lambda: not receiver.notifications.waiting)
             else:
                 receiver.results.append(FAILURES[event]())
         if endsBadly:

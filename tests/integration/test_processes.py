@@ -30,7 +30,7 @@ def test_program_that_leaves_another(start: Start) -> None:
 def test_program_that_says_something_else(start: Start) -> None:
     """If an expected line never comes, the failure shows the actual output and the status."""
     program = start("sh", "-c", "echo no folder; exit 3")
-    with pytest.raises(AssertionError, match=r"(?s)no line matches 'ready' in .* status 3\nno folder"):
+    with pytest.raises(AssertionError, match=r"(?s)matches 'ready' in .* status 3\nno folder"):
         program.expect("ready")
 
 
