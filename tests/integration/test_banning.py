@@ -404,7 +404,17 @@ def test_fail2ban_bans_a_scan(
     def scan(port: int) -> str:
         """Return nmap's word for the state of a port."""
         family = ["-6"] if ":" in target else []
-        done = run(*machines.far, tool("nmap"), "-n", "-Pn", "-sT", f"-p{port}", *family, target)
+        done = run(
+            *machines.far,
+            tool("nmap"),
+            "-n",
+            "-Pn",
+            "-sT",
+            "--max-retries=0",
+            f"-p{port}",
+            *family,
+            target,
+        )
         [state] = re.findall(rf"^{port}/tcp +(\S+)", done.stdout, re.MULTILINE)
         return str(state)
 
