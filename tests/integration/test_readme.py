@@ -33,6 +33,7 @@ openssl req -x509 -newkey rsa:2048 -noenc -keyout server.pem -out crt -subj /CN=
     -addext subjectAltName=DNS:localhost && cat crt >> server.pem
 """.strip()
 GUIDES = [
+    ".github/CONTRIBUTING.md",
     "README.md",
     "src/deploy/README.md",
     "src/hello_listen/report/README.md",
