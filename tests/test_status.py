@@ -967,6 +967,7 @@ def test_all_or_nothing(monkeypatch: pytest.MonkeyPatch, refused: int) -> None:
         (["--status", "tcp:1", "--status-host", "b\u00fc cher"], "not a host name (without port"),
         (["--status", "tcp:1", "--status", "tcp:2"], "--status given twice: 'tcp:2'"),
         (["--status", "haproxy:tcp:1"], "'haproxy:tcp:1': haproxy: is not supported for --status"),
+        (["--status", "redirected:tcp:1"], "': redirected: is not supported for --status"),
         (["--status-host", "status.example"], "--status-host needs --status"),
         (["--mmdb", "x.mmdb"], "--mmdb needs --status"),
         (

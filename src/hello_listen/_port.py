@@ -26,6 +26,7 @@ from hello_listen._clock import monotonicClock
 from hello_listen._drain import Drain, endConnections, refuseNew
 from hello_listen._failures import WARNING_INTERVAL, FailureLog
 from hello_listen._proxy import PendingHeaders, ProxiedFactory, pendingHeaders
+from hello_listen._redirect import RedirectedProtocol, originalAddress
 from hello_listen._transport import InPlaceTransport
 from hello_listen.protocol import HelloFactory, HelloProtocol, reportSafely
 
@@ -64,7 +65,7 @@ class HelloPort(FileDescriptor):
     clients wait in the accept queue.
 
     @ivar description: the description of the port's endpoint, for messages.
-    @ivar host: the address that the socket is bound to, or L{None} for a wildcard address.
+    @ivar host: the address that all clients call, or L{None} if each connection is to be asked.
     @ivar isPaused: whether the port waits for a descriptor or memory before it accepts again.
     @ivar lastAccept: when it last accepted a connection or began to accept again, by its clock.
     """
@@ -79,6 +80,7 @@ class HelloPort(FileDescriptor):
         reactor: Any,
         proxied: ProxiedFactory | None = None,
         isInherited: bool = False,
+        isRedirected: bool = False,
     ) -> None:
         """
         Take over the reading of a port; L{startListening} starts to accept.
@@ -93,6 +95,7 @@ class HelloPort(FileDescriptor):
             L{twisted.internet.interfaces.IReactorSocket}.
         @param proxied: reads the PROXY headers of the port's connections, or L{None}.
         @param isInherited: whether other processes may serve the accept queue as well.
+        @param isRedirected: whether a firewall redirects connections to the socket.
         """
         super().__init__(reactor)
         self._port = port
@@ -110,7 +113,8 @@ class HelloPort(FileDescriptor):
         self._adopter = Adopter(self._listener, reactor, not isInPlace, bool(hello))
         self._adopt = self._adopter.adopt
         self.host: IAddress | None = self.getHost()
-        if getattr(unmapped(self.host), "host", None) in ("0.0.0.0", "::"):  # noqa: S104
+        self._isRedirected = isRedirected
+        if isRedirected or getattr(unmapped(self.host), "host", None) in ("0.0.0.0", "::"):  # noqa: S104
             self.host = None
         self.isPaused = False
         self.lastAccept = -math.inf
@@ -225,7 +229,7 @@ class HelloPort(FileDescriptor):
         try:
             protocol = self._factory.buildProtocol(peer)
             if type(protocol) is HelloProtocol:
-                host = self.host or socketAddress(connection.getsockname())
+                host = self.host or self._hostOf(connection)
                 transport = InPlaceTransport(protocol, connection, peer, host, self._adopt)
                 protocol.makeConnection(transport)
                 if transport.disconnecting:
@@ -234,6 +238,8 @@ class HelloPort(FileDescriptor):
                 else:
                     transport.handOver()
             elif protocol is not None:
+                if self._isRedirected:
+                    protocol = RedirectedProtocol(protocol, self._hostOf(connection))
                 self._adopt(protocol, connection, peer)
         except BaseException as error:
             self._failures.log(error)
@@ -241,10 +247,16 @@ class HelloPort(FileDescriptor):
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
             if self._hello and self._hello.connections == countBefore:
-                host = self.host or socketAddress(connection.getsockname())
+                host = self.host or self._hostOf(connection)
                 reportSafely(self._hello, peer, host, error="failed")
         finally:
             connection.close()
+
+    def _hostOf(self, connection: socket.socket) -> IAddress:
+        """Return the address that the client of a connection has called."""
+        if self._isRedirected:
+            return originalAddress(connection)
+        return socketAddress(connection.getsockname())
 
     def _pauseFor(self, error: OSError) -> None:
         """Stop accepting until the shortage that an error tells of may be over."""

@@ -66,7 +66,7 @@ def availableTypes(reason: str) -> str:
     if unknown is None:
         return ""
     plugins = {each.prefix for each in getPlugins(IStreamServerEndpointStringParser)}
-    types = {"haproxy", "ssl", "tcp", "unix"} | plugins
+    types = {"haproxy", "redirected", "ssl", "tcp", "unix"} | plugins
     udp = "; UDP has no connections" if unknown[1].lower().startswith("udp") else ""
     return f"{udp}; there are {', '.join(sorted(types))}"
 

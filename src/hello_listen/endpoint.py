@@ -21,6 +21,7 @@ from hello_listen._inherited import InheritedSocket, InheritedSockets
 from hello_listen._networks import Networks
 from hello_listen._port import HelloPort
 from hello_listen._proxy import ProxiedFactory, pendingHeaders
+from hello_listen._redirect import checkRedirected
 from hello_listen._tls import TLSReactor, checkFiles
 from hello_listen._unix import UNIXReactor, UNIXSocket
 from hello_listen._words import availableTypes, corrected, listenReason, occupies, parseReason
@@ -29,8 +30,11 @@ from hello_listen.protocol import HelloFactory
 BACKLOG = 2**31 - 1
 """Length of the accept queue, in connections: larger than any limit; listen(2) caps it."""
 
-HAPROXY = re.compile("^haproxy(:|$)", re.I)
+HAPROXY = re.compile("haproxy(:|$)", re.I)
 """Matches the beginning of C{haproxy:} descriptions."""
+
+REDIRECTED = re.compile("redirected(:|$)", re.I)
+"""Matches the beginning of C{redirected:} descriptions."""
 
 
 class ListenError(CannotListenError):
@@ -63,7 +67,8 @@ class HelloEndpoint:
     It adds to Twisted's own endpoints: C{haproxy:} reads the PROXY header before the factory builds
     a protocol, the accept queue is as long as the system allows, no client is dropped when
     descriptors run out, and clients in the accept queue are served when the port stops.
-    C{systemd:} serves all sockets of a name, and C{unix:} takes over a dead process's path.
+    C{systemd:} serves all sockets of a name, C{unix:} takes over a dead process's path, and
+    C{redirected:} names the address that a client called before a firewall redirected it.
 
     >>> from twisted.internet import reactor
     >>> from hello_listen import HelloEndpoint, HelloFactory
@@ -93,15 +98,21 @@ class HelloEndpoint:
         self.description = description
         self._reactor = reactor
         # Twisted's haproxy: calls connectionMade before it has read the header, so _proxy reads it.
-        inner = HAPROXY.sub("", description)
-        prefix = description.removesuffix(inner)
-        self._proxied = bool(prefix)
+        found = HAPROXY.match(description) or REDIRECTED.match(description)
+        prefix = found[0] if found else ""
+        inner = description.removeprefix(prefix)
+        self._proxied = bool(HAPROXY.match(prefix))
+        self._isRedirected = bool(REDIRECTED.match(prefix))
         try:
             self._trusted = None if trustedProxies is None else Networks(trustedProxies)
-            if self._trusted and not prefix:
+            if self._trusted and not self._proxied:
                 raise ValueError("only an endpoint with haproxy: has trusted proxies")
-            if HAPROXY.match(inner):
+            if self._proxied and HAPROXY.match(inner):
                 raise ValueError("one PROXY header is expected, not two")
+            if self._isRedirected:
+                checkRedirected(inner)
+            elif REDIRECTED.match(inner):
+                raise ValueError("redirected: is not needed, the PROXY header names the address")
             if empty := re.match("(tcp6?|ssl|unix):(:|$)", inner):
                 raise ValueError(f"missing: '{'address' if empty[1] == 'unix' else 'port'}'")
             if re.match("(ssl|tls):", inner, re.I):
@@ -142,13 +153,14 @@ class HelloEndpoint:
                 if descriptor in [reader.fileno() for reader in reactor.getReaders()]:
                     raise ValueError("another endpoint serves this socket")
                 inherited = InheritedSocket(descriptor, factory)
-                ports.append(HelloPort(inherited, hello, reactor, proxied, isInherited=True))
+                port = HelloPort(inherited, hello, reactor, proxied, True, self._isRedirected)
+                ports.append(port)
             if not ports:
                 port = await endpoint.listen(factory)
                 if not isinstance(port, (tcp.Port, UNIXSocket)):
                     isPort = IListeningPort.providedBy(port)
                     return port if isPort else _StandardIOPort(port, factory)
-                ports = [HelloPort(port, hello, reactor, proxied)]
+                ports = [HelloPort(port, hello, reactor, proxied, False, self._isRedirected)]
             for port in ports:
                 port.description = self.description
                 port.startListening()

@@ -31,7 +31,7 @@ from hello_listen._networks import Networks
 from hello_listen._process import SIGNALS, PluginService
 from hello_listen._version import __version__
 from hello_listen.connection_log import ConnectionLog
-from hello_listen.endpoint import HAPROXY, HelloEndpoint
+from hello_listen.endpoint import HAPROXY, REDIRECTED, HelloEndpoint
 from hello_listen.notifications import Notifications
 from hello_listen.protocol import HelloFactory, logConnection
 from hello_listen.service import HelloService
@@ -136,8 +136,9 @@ class Options(UsageOptions):
         """Serve a status page, JSON and metrics on this endpoint (needs prometheus-client)."""
         if self["status"] is not None:
             raise UsageError(f"--status given twice: {endpoint!r}")
-        if HAPROXY.match(endpoint):
-            raise UsageError(f"{endpoint!r}: haproxy: is not supported for --status")
+        for prefix in (HAPROXY, REDIRECTED):
+            if found := prefix.match(endpoint):
+                raise UsageError(f"{endpoint!r}: {found[0]} is not supported for --status")
         try:
             import_module("hello_listen.status")
         except ImportError as error:

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from processes import INHERIT, SCRIPTS, Process, Start, listens, tool, until
+from machines import FAR, NEAR, Machines
+from processes import INHERIT, SCRIPTS, Process, Start, lacking, listens, run, tool, until
 
 STREAM = "/usr/lib/nginx/modules/ngx_stream_module.so"
 
@@ -118,3 +119,26 @@ def limited(hello: Start) -> Start:
         return server
 
     return startLimited
+
+
+@pytest.fixture
+def machines(start: Start) -> Machines:
+    """Make two machines, of which this user is root; whether others may is the system's choice."""
+    user = os.geteuid() != 0
+    alone = [tool("unshare"), "--net", *(["--map-root-user"] if user else [])]
+    made = run(*alone, tool("ip"), *["link", "add", "near", "type", "veth", "peer", "far"])
+    if made.returncode != 0:
+        (pytest.skip if user else lacking)(f"cannot create a network namespace: {made.stderr}")
+    wait = "sh", "-c", "echo ready; exec sleep 60"
+    first = start(*alone, *wait)
+    first.expect("ready")
+    own = ["--user", "--preserve-credentials"] if user else []
+    path = ["env", f"PATH={os.environ['PATH']}:/usr/sbin:/sbin"]  # Where root finds nft.
+    near = [tool("nsenter"), f"--target={first.pid}", "--net", *own, *path]
+    second = start(*near, "unshare", "--net", *wait)
+    second.expect("ready")
+    far = [tool("nsenter"), f"--target={second.pid}", "--net", *own]
+    for command, lines in (near, NEAR), (far, FAR):
+        done = run(*command, "sh", "-ec", lines.format(far=second.pid))
+        assert (done.returncode, done.stderr) == (0, "")
+    return Machines(near, far)

@@ -8,7 +8,6 @@ import shutil
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import product
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 
 from headers import LOCAL, inet, tlv
 from logs import counted
+from machines import LINK_LOCAL, Machines
 from processes import (
     DEPLOY,
     LOOPBACK,
@@ -49,24 +49,6 @@ JSON = (
     '"sequence": 1}'
 )
 TEXT = "2026-11-24T20:19:34+0000 [hello_listen#info] Connection established! 192.0.2.66:1 -> 0:1"
-NEAR = """
-ip link add near type veth peer name far netns {far}
-ip link set near up
-ip address add 192.0.2.1/24 dev near
-ip address add 2001:db8::1/64 dev near nodad
-ip address add fe80::1/64 dev near nodad
-ip route add 2001:db8::/32 dev near
-"""
-FAR = """
-ip link set far addrgenmode none
-ip link set far up
-for address in 192.0.2.66/24 192.0.2.67/24; do ip address add $address dev far; done
-for address in 2001:db8:0:6::66 fe80::66; do ip address add $address/64 dev far nodad; done
-for address in 2001:db8:0:6::67 2001:db8:0:7::66
-do ip address add $address/64 dev far nodad preferred_lft 0; done
-ip route add 2001:db8::/32 dev far
-"""
-LINK_LOCAL = "fe80::66"
 CLOSED = 52, 56
 """curl's statuses if the server closes the connection: no answer, or a reset."""
 
@@ -311,55 +293,6 @@ def test_fail2ban_bans_clients(start: Start, log: Path, tmp_path: Path) -> None:
     said = "\n".join(server.lines)
     assert sorted(re.findall(r"Found (\S+) ", said)) == banned
     assert re.findall(r"Ignore (\S+) ", said) == ["198.51.100.4", "127.0.0.9"]
-
-
-@dataclass
-class Machines:
-    """Two network namespaces with a cable between them: what a command in each begins with."""
-
-    near: list[str]
-    far: list[str]
-
-    def touch(self, source: str, port: int) -> list[str]:
-        """Return a command that connects from an address of the far machine to the near one."""
-        local = source == LINK_LOCAL  # Which curl cannot bind; the system chooses it.
-        host = "[fe80::1%25far]" if local else "[2001:db8::1]" if ":" in source else "192.0.2.1"
-        bound = [] if local else ["--interface", source]
-        curl = [tool("curl"), "-q", "--silent", "--noproxy", "*", *bound]
-        return [*self.far, *curl, f"http://{host}:{port}/"]
-
-    def nft(self, *arguments: object) -> str:
-        """Run nft on the near machine, and return its output."""
-        done = run(*self.near, tool("nft"), *arguments)
-        assert (done.returncode, done.stderr) == (0, "")
-        return done.stdout
-
-    def banned(self) -> set[str]:
-        """Return the addresses that nft bans."""
-        return set(re.findall(r"(\S+) expires", self.nft("list", "ruleset")))
-
-
-@pytest.fixture
-def machines(start: Start) -> Machines:
-    """Make two machines, of which this user is root; whether others may is the system's choice."""
-    user = os.geteuid() != 0
-    alone = [tool("unshare"), "--net", *(["--map-root-user"] if user else [])]
-    made = run(*alone, tool("ip"), *["link", "add", "near", "type", "veth", "peer", "far"])
-    if made.returncode != 0:
-        (pytest.skip if user else lacking)(f"cannot create a network namespace: {made.stderr}")
-    wait = "sh", "-c", "echo ready; exec sleep 60"
-    first = start(*alone, *wait)
-    first.expect("ready")
-    own = ["--user", "--preserve-credentials"] if user else []
-    path = ["env", f"PATH={os.environ['PATH']}:/usr/sbin:/sbin"]  # Where root finds nft.
-    near = [tool("nsenter"), f"--target={first.pid}", "--net", *own, *path]
-    second = start(*near, "unshare", "--net", *wait)
-    second.expect("ready")
-    far = [tool("nsenter"), f"--target={second.pid}", "--net", *own]
-    for command, lines in (near, NEAR), (far, FAR):
-        done = run(*command, "sh", "-ec", lines.format(far=second.pid))
-        assert (done.returncode, done.stderr) == (0, "")
-    return Machines(near, far)
 
 
 def test_nftables_bans_clients(start: Start, machines: Machines, tmp_path: Path) -> None:
