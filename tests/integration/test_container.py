@@ -142,7 +142,7 @@ def inside(start: Start) -> list[str]:
         "unshare", "--net", "--mount", "sh", "-c", script, stdin=subprocess.PIPE, patience=600
     )
     holder.expect("up")
-    return [tool("nsenter"), f"--target={holder.pid}", "--net", "--mount"]
+    return [tool("nsenter"), f"--target={holder.pid}", "--net", "--mount", "--root", "--wd"]
 
 
 @pytest.fixture
