@@ -204,6 +204,7 @@ def image(podman: Podman, tmp_path: Path) -> str:
         "--build-arg", "BASE=localhost/base",
         "--volume", "/usr:/usr:ro", "--volume", f"{tmp_path}/wheels:/wheels:ro",
         "--volume", f"{tmp_path}/pip.conf:/etc/pip.conf:ro",
+        "--volume", "/etc/ssl/certs:/etc/ssl/certs:ro",  # Debian's pip 26 wants certificates.
         "-f", DEPLOY / "container" / "Containerfile", "-t", "hello-listen", DEPLOY.parents[1],
     )  # fmt: skip
     assert built.returncode == 0, built.stderr
