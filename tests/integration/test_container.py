@@ -131,16 +131,33 @@ network_backend = "netavark"
 network_config_dir = "{folder}/networks"
 """
 
+ALONE = """
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+def call(name, *arguments):
+    if getattr(libc, name)(*arguments):
+        raise OSError(ctypes.get_errno(), name)
+root = os.open("/", os.O_RDONLY)
+call("setns", os.open("/proc/self/ns/mnt", os.O_RDONLY), 0)
+os.fchdir(root)
+if not os.path.samestat(os.stat("."), os.stat("/")):
+    # In a chroot, to which runc would not come back: make it the root of the namespace.
+    call("pivot_root", b".", b".")
+    call("umount2", b".", 2)
+os.chdir("/")
+os.execlp("sh", "sh", "-ec", "mount -t tmpfs tmpfs /run; ip link set lo up; echo up; exec cat")
+"""
+
 Podman = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
 def inside(start: Start) -> list[str]:
     """Return how a command begins to run where /run is empty and the network only the loopback."""
-    script = "mount -t tmpfs tmpfs /run && ip link set lo up && echo up && exec cat"
     holder = start(
-        "unshare", "--net", "--mount", "sh", "-c", script, stdin=subprocess.PIPE, patience=600
-    )
+        "unshare", "--net", "--mount", sys.executable, "-c", ALONE,
+        stdin=subprocess.PIPE, patience=600,
+    )  # fmt: skip
     holder.expect("up")
     return [tool("nsenter"), f"--target={holder.pid}", "--net", "--mount", "--root", "--wd"]
 
