@@ -1076,6 +1076,37 @@ def test_ports() -> None:
     assert f"{len(ports) - 12} others{rest}|" in text
 
 
+def test_scan_of_every_port() -> None:
+    """After a scan of all ports, the ports called most are shown, and there are few series."""
+    resource, tally = status()
+    for port in range(1, 65536):
+        tally(connection(server=IPv4Address("TCP", "192.0.2.1", port)))
+    for _ in range(9):
+        tally(connection(server=IPv4Address("TCP", "192.0.2.1", 60023)))
+    for count, known in ((7, 5), (2, 2)):
+        summarized = summary(count, "192.0.2.7")
+        summarized.ports[2222] = known
+        tally(summarized)
+    tally(connection(server=IPv4Address("TCP", "192.0.2.1", 70000)))
+    shown = json.loads(ask(resource, "/status.json")[1])
+    assert shown["ports"][:2] == [
+        {"port": "60023", "connections": 10},
+        {"port": "2222", "connections": 8},
+    ]
+    assert len(shown["ports"]) == 100
+    assert len(shown["servers"]) < 110
+    text = re.sub("\n+", "|", Parser(ask(resource)[1]).text)
+    assert "|Server portCount|60023102222" in text
+    # With the number that is no port, and two of a summary without a port.
+    total = 65535 + 9 + 7 + 2 + 1
+    assert f"65,525 others{total - 10 - 8 - 2 - 9:,}|" in text
+    series = samples(textMetrics(ask(resource, "/metrics")[1]))
+    counted = {key: n for key, n in series.items() if key[0] == "hello_listen_connections_total"}
+    assert len(counted) < 110
+    assert sum(counted.values()) == total
+    assert counted["hello_listen_connections_total", "tcp other "] > 65000
+
+
 def test_compared_to_before() -> None:
     """The last minute, hour and day are compared with the ones before, once those are complete."""
     clock = Clock()

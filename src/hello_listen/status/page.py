@@ -170,12 +170,13 @@ class _Page(Element):
     @renderer
     def ports(self, request: IRequest | None, tag: Tag) -> list[Tag]:
         """Render a row for each server port with the most connections, and one for all others."""
-        ports = self._snapshot.ports
-        rows = [(_truncated(port), count) for port, count in ports[:PORTS_SHOWN]]
-        if len(ports) > PORTS_SHOWN:
-            rest = sum(count for _, count in ports[PORTS_SHOWN:])
-            rows.append((f"{len(ports) - PORTS_SHOWN} others", rest))
-        total = self._facts.connections or 1
+        facts = self._facts
+        shown = facts.ports[:PORTS_SHOWN]
+        rows = [(_truncated(port), count) for port, count in shown]
+        if facts.distinctPorts > len(shown):
+            rest = facts.connections - sum(count for _, count in shown)
+            rows.append((f"{facts.distinctPorts - len(shown):,} others", rest))
+        total = facts.connections or 1
         return _each(
             tag,
             [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
@@ -117,19 +116,6 @@ class Snapshot:
         return self.places.get(client, NOWHERE)
 
     @property
-    def ports(self) -> list[tuple[str, int]]:
-        """
-        The connections to each server port, most first.
-
-        A server without a port, such as a UNIX socket, has its name.
-        """
-        counts: Counter[str] = Counter()
-        for (transport, server, _), count in self.facts.totals.items():
-            isPort = transport in ("tcp", "udp")
-            counts[(server.rpartition(":")[2] if isPort else server) or "unknown"] += count
-        return (+counts).most_common()
-
-    @property
     def problems(self) -> list[str]:
         """The problems, as one sentence each."""
         problems = [
@@ -195,7 +181,7 @@ class Snapshot:
                 }
                 for (transport, server, error), count in facts.totals.items()
             ],
-            "ports": [{"port": port, "connections": count} for port, count in self.ports],
+            "ports": [{"port": port, "connections": count} for port, count in facts.ports],
             "minutes": _times(facts.minutes),
             "hours": _times(facts.hours),
             "distinct_clients": facts.distinctClients,

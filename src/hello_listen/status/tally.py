@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from copy import copy
 from dataclasses import dataclass
 from heapq import nlargest
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 
 from twisted.internet.interfaces import IAddress
 
@@ -26,6 +26,12 @@ LATEST_CONNECTIONS = 50
 
 TOP_CLIENTS = 20
 """Clients that L{Facts} names."""
+
+TOP_PORTS = 100
+"""Server ports that L{Facts} names."""
+
+MAX_PORT = 65535
+"""The largest server port; if all are called, their counts take some 6 MB."""
 
 BATCH_SIZE = 64
 """Connections that are counted together: few enough not to trigger the garbage collector."""
@@ -104,6 +110,12 @@ class Facts:
     lastTimes: dict[tuple[str, str], float]
     """When the last connection was accepted, in seconds since the epoch, by server."""
 
+    ports: list[tuple[str, int]]
+    """The server ports, and names of servers without one, with the most connections, most first."""
+
+    distinctPorts: int
+    """The number of server ports and names."""
+
     lastMinute: int
     """Connections in the last 60 seconds."""
 
@@ -176,6 +188,7 @@ class Tally:
         self._connections = 0
         self._totals: dict[tuple[str, str, str], int] = {}
         self._lastTimes: dict[tuple[str, str], float] = {}
+        self._ports: Counter[str] = Counter()
         self._listening: set[tuple[str, str]] = set()
         self._others: set[tuple[str, str]] = set()
         self._seconds: dict[int, int] = {}
@@ -230,6 +243,8 @@ class Tally:
             connections=self._connections,
             totals=dict(self._totals),
             lastTimes=dict(self._lastTimes),
+            ports=nlargest(TOP_PORTS, self._ports.items(), key=itemgetter(1)),
+            distinctPorts=len(self._ports),
             lastMinute=_sum(self._seconds, second, 60),
             lastHour=_sum(self._minutes, minute, 60),
             lastDay=_sum(self._minutes, minute, DAY),
@@ -270,8 +285,12 @@ class Tally:
         self._countServer(*reached, count, time)
 
     def _countSummary(self, summary: Summary) -> None:
-        """Count the connections of a summary, which names no server."""
+        """Count the connections of a summary, which names no server, but mostly its port."""
         name = summary.identity
+        for port, count in summary.ports.items():
+            self._ports[str(port)] += count
+        if unknown := summary.count - sum(summary.ports.values()):
+            self._ports["unknown"] += unknown
         self._countTime(int(summary.last), summary.count)
         self._addTotal(summary.transport or "", "", "", summary.count, summary.last)
         if name:
@@ -295,6 +314,10 @@ class Tally:
         transport = transportAndType(server)[0]
         name = self._serverName(transport, addressText(server))
         self._addTotal(transport, name, error or "", count, last)
+        port = getattr(server, "port", None)
+        # Twisted's own haproxy: takes any number.
+        isPort = isinstance(port, int) and 0 <= port <= MAX_PORT
+        self._ports[str(port) if isPort else name or "unknown"] += count
 
     def _addTotal(self, transport: str, server: str, error: str, count: int, last: float) -> None:
         """Add to the totals; the last connection was accepted at C{last}."""
