@@ -1083,8 +1083,8 @@ def test_scan_of_every_port() -> None:
         tally(connection(server=IPv4Address("TCP", "192.0.2.1", port)))
     for _ in range(9):
         tally(connection(server=IPv4Address("TCP", "192.0.2.1", 60023)))
-    for count, known in ((7, 5), (2, 2)):
-        summarized = summary(count, "192.0.2.7")
+    for connections, known in ((7, 5), (2, 2)):
+        summarized = summary(connections, "192.0.2.7")
         summarized.ports[2222] = known
         tally(summarized)
     tally(connection(server=IPv4Address("TCP", "192.0.2.1", 70000)))
