@@ -140,3 +140,36 @@ def test_redirected_scan(
     assert [each["server.port"] for each in found[: len(ports)]] == ports
     assert {each["server.address"] for each in found} == {host}
     assert len(found) >= len(ports) + len(opened - {22, 8080})
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_redirected_by_iptables(
+    start: Start, machines: Machines, machine: Machine, tmp_path: Path, host: str
+) -> None:
+    """A client that iptables redirects is recorded with the port that it called."""
+    server = start(
+        *[*machines.near, SCRIPTS / "twistd", "-n", "--pidfile=", "hello-listen"],
+        *["-e", "redirected:tcp6:7878", "-l", "connections.jsonl"],
+    )
+    server.expect("Listening on")
+    program = tool("ip6tables" if ":" in host else "iptables")
+    rule = [
+        "-t",
+        "nat",
+        "-A",
+        "PREROUTING",
+        "-p",
+        "tcp",
+        "--dport",
+        "23:25",
+        "-j",
+        "REDIRECT",
+        "--to-ports",
+        "7878",
+    ]
+    made = run(*machines.near, program, *rule)
+    assert made.returncode == 0, made.stderr
+    assert machine.call(host, 23, 25, 7878, 26) == ["23 ", "25 ", "7878 ", "26 Connection refused"]
+    server.stop()
+    found = recorded(tmp_path / "connections.jsonl")
+    assert [each["server.port"] for each in found] == [23, 25, 7878]
