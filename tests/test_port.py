@@ -37,6 +37,7 @@ from hello_listen._port import MAX_ACCEPTS, PAUSE, HelloPort
 from hello_listen._proxy import ProxiedFactory, pendingHeaders
 from hello_listen._transport import EndedTransport
 from hello_listen._unix import UNIXReactor
+from processes import silent
 from turns import reactor, turnFor, until
 
 HEADER = b"PROXY TCP4 192.0.2.7 192.0.2.1 1 2\r\n"
@@ -52,6 +53,7 @@ class Server:
         hello: HelloFactory | None = None,
         owned: socket.socket | None = None,
         through: Any = reactor,
+        backlog: int = 4096,
     ) -> None:
         """Listen; C{make} returns the factory to serve, and C{through} is the port's reactor."""
         self.seen: list[Connection] = []
@@ -64,7 +66,7 @@ class Server:
         elif isinstance(interface, Path):
             owner = UNIXReactor().listenUNIX(str(interface), factory, 4096, wantPID=1)
         else:
-            owner = tcp.Port(0, factory, 4096, interface, reactor)
+            owner = tcp.Port(0, factory, backlog, interface, reactor)
             owner.startListening()
         self.port = HelloPort(owner, told, through, proxied, isInherited=owned is not None)
         self.factory = factory
@@ -1026,6 +1028,147 @@ def test_last_descriptor(serve: Serve) -> None:
     assert failure.getErrorMessage() == f"Too many open files: '{endpoint.description}'"
     stopped = port.stopListening()
     until(lambda: stopped.called)
+
+
+class Observer:
+    """An observer that is told of drops as well."""
+
+    def __init__(self) -> None:
+        """Start without any."""
+        self.seen: list[Connection] = []
+        self.drops: list[tuple[object, int]] = []
+
+    def __call__(self, connection: Connection) -> None:
+        """Keep a connection."""
+        self.seen.append(connection)
+
+    def dropped(self, server: object, packets: int) -> None:
+        """Keep the server and the number."""
+        self.drops.append((server, packets))
+
+
+FULL = (
+    "The accept queue of {} was full: up to {} packets of clients were dropped, "
+    "so clients may be missing"
+)
+
+
+def come(address: Any, count: int) -> None:
+    """Have so many clients try to connect at once, and leave before they try again."""
+    with ExitStack() as stack:
+        silent(stack, address, count)
+
+
+linuxDrops = pytest.mark.skipif(sys.platform != "linux", reason="Linux tells what it drops")
+
+
+@linuxDrops
+@pytest.mark.parametrize("make", [lambda hello: hello, proxied], ids=["in place", "handed over"])
+@pytest.mark.parametrize("interface", ["127.0.0.1", "::"])
+def test_full_accept_queue(serve: Serve, interface: str, make: Any) -> None:
+    """A full queue is logged and told to observers: at the first batch, and again at the stop."""
+    observer = Observer()
+    server = serve(interface, make=make, hello=HelloFactory(observer), backlog=3)
+    host: Any = server.port.getHost()
+    with capturedLogs() as events:
+        for _ in range(2):
+            come(("::1" if ":" in interface else "127.0.0.1", host.port), 10)
+            server.port.doRead()
+        assert observer.drops == [(host, 6)]
+        assert texts(events) == [FULL.format(addressText(host), 6)]
+        server.stop()
+    assert observer.drops == [(host, 6)] * 2
+    assert texts(events).count(FULL.format(addressText(host), 6)) == 2
+    assert len(observer.seen) == 8
+
+
+@linuxDrops
+def test_full_accept_queue_of_a_page() -> None:
+    """A full queue of another factory, such as the status page's, is logged."""
+    twisted = tcp.Port(0, Factory.forProtocol(Protocol), 3, "127.0.0.1", reactor)
+    twisted.startListening()
+    port = HelloPort(twisted, None, reactor)
+    host: Any = port.getHost()
+    come(("127.0.0.1", host.port), 10)
+    with capturedLogs() as events:
+        port.doRead()
+    assert texts(events) == [FULL.format(addressText(host), 6)]
+    stopped = port.stopListening()
+    until(lambda: stopped.called)
+
+
+@linuxDrops
+@pytest.mark.parametrize("make", [lambda hello: hello, proxied], ids=["in place", "handed over"])
+def test_full_accept_queue_without_descriptors(serve: Serve, make: Any) -> None:
+    """A queue that is full because descriptors are short is told before the shortage ends."""
+    observer = Observer()
+    server = serve(make=make, hello=HelloFactory(observer), backlog=3)
+    host: Any = server.port.getHost()
+    come(("127.0.0.1", host.port), 10)
+    with Hog(), capturedLogs():
+        server.port.doRead()
+        assert observer.drops == [(host, 6)]
+    until(lambda: len(observer.seen) == 4)
+
+
+@linuxDrops
+def test_inherited_full_accept_queue() -> None:
+    """A queue that is full at the start, or at the end, of a process is told by that process."""
+    with socket.create_server(("127.0.0.1", 0), backlog=3) as owned:
+        observer = Observer()
+        come(owned.getsockname(), 10)
+        with capturedLogs() as events:
+            server = Server(owned=owned, hello=HelloFactory(observer))
+        host = server.port.getHost()
+        assert texts(events) == [
+            f"The accept queue of {addressText(host)} is full: before this process, up to 6 "
+            "packets of clients were dropped, so clients may be missing"
+        ]
+        server.port.doRead()
+        assert len(observer.seen) == 4
+        assert observer.drops == []
+        server.port.stopReading()
+        come(owned.getsockname(), 7)
+        server.stop()
+        assert observer.drops == [(host, 3)]
+
+
+@linuxDrops
+def test_clients_refused_at_a_stop_are_not_dropped(serve: Serve) -> None:
+    """A client that a stop refuses is no reason for a warning."""
+    observer = Observer()
+    server = serve(make=proxied, hello=HelloFactory(observer))
+    host: Any = server.port.getHost()
+    client = server.connect()
+    until(lambda: server.factory.waiting)
+    with capturedLogs() as events:
+        stopped = server.port.stopListening()
+        come(("127.0.0.1", host.port), 3)
+        client.sendall(HEADER)
+        until(lambda: stopped.called)
+    assert "full" not in " ".join(texts(events))
+    assert observer.drops == []
+    assert ended(client)
+
+
+def test_single_connection_needs_no_look(serve: Serve) -> None:
+    """A connection that comes alone asks the system nothing about the accept queue."""
+    calls: list[str] = []
+
+    def note(frame: object, event: str, function: Any) -> None:
+        if event == "c_call":
+            calls.append(function.__name__)
+
+    server = serve()
+    client = server.connect()
+    sys.setprofile(note)
+    try:
+        server.port.doRead()
+    finally:
+        sys.setprofile(None)
+    assert ended(client)
+    assert "_accept" in calls
+    assert "getsockopt" not in calls
 
 
 @pytest.mark.parametrize("make", [lambda hello: hello, proxied], ids=["in place", "handed over"])

@@ -1,7 +1,10 @@
 """The protocol and its factory, on Twisted's own test doubles."""
 
+from collections.abc import Callable
+
 import pytest
 from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.interfaces import IAddress
 from twisted.internet.protocol import Protocol
 from twisted.internet.testing import StringTransport
 from twisted.logger import LogLevel, capturedLogs, eventAsJSON, formatEvent
@@ -76,6 +79,44 @@ def test_observer_that_raises(error: type[BaseException]) -> None:
     failure = event["log_failure"]
     assert isinstance(failure, Failure)
     assert isinstance(failure.value, error)
+
+
+class Watching:
+    """An observer that is told of drops as well, and answers by a function."""
+
+    def __init__(self, answer: Callable[[], object] = lambda: None) -> None:
+        self.drops: list[tuple[IAddress, int]] = []
+        self._answer = answer
+
+    def __call__(self, connection: Connection) -> None:
+        """Ignore connections."""
+
+    def dropped(self, server: IAddress, packets: int) -> object:
+        """Keep the server and the number, and answer."""
+        self.drops.append((server, packets))
+        return self._answer()
+
+
+def test_observers_of_drops() -> None:
+    """Observers with C{dropped} are told in order, also after an error; coroutines are run."""
+    ran: list[str] = []
+
+    async def run() -> None:
+        ran.append("ran")
+
+    def fail() -> None:
+        raise SystemExit
+
+    watching = [Watching(), Watching(fail), Watching(run)]
+    factory = HelloFactory(watching[0], lambda connection: None, *watching[1:])
+    with capturedLogs() as events:
+        factory.dropped(IPv6Address("TCP", "::ffff:192.0.2.1", 7878), 23)
+    assert [each.drops for each in watching] == [[(SERVER, 23)]] * 3
+    assert ran == ["ran"]
+    assert [formatEvent(event).partition("\n")[0] for event in events] == [
+        "Observer failed for: 23 dropped packets at 192.0.2.1:7878"
+    ]
+    assert factory.connections == 0
 
 
 def test_transport_without_addresses() -> None:

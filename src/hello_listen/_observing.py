@@ -49,7 +49,7 @@ class ObserverCalls:
         """
         Log the exception that an observer has just raised, also C{SystemExit}.
 
-        @param record: the connection or summary that it was called with.
+        @param record: the connection or summary that it was called with, for the message.
         """
         # On SystemExit, the reactor would close the port.
         _logFailure(Failure(), record)
@@ -74,7 +74,7 @@ class ObserverCalls:
         Run a coroutine or track a L{Deferred}; ignore any other result.
 
         @param result: what an observer returned.
-        @param record: the connection or summary that it was called with.
+        @param record: the connection or summary that it was called with, for messages.
         """
         if isinstance(result, Coroutine):
             if len(self._unfinished) >= MAX_UNFINISHED:

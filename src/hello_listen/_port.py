@@ -24,6 +24,7 @@ from hello_listen._addresses import addressText, socketAddress, unmapped
 from hello_listen._adopter import NO_DESCRIPTOR, Adopter
 from hello_listen._clock import monotonicClock
 from hello_listen._drain import Drain, endConnections, refuseNew
+from hello_listen._drops import DropWatch
 from hello_listen._failures import WARNING_INTERVAL, FailureLog
 from hello_listen._proxy import PendingHeaders, ProxiedFactory, pendingHeaders
 from hello_listen._redirect import RedirectedProtocol, originalAddress
@@ -32,6 +33,9 @@ from hello_listen.protocol import HelloFactory, HelloProtocol, reportSafely
 
 MAX_ACCEPTS = 32
 """Connections that a port accepts at most before the reactor reads from others."""
+
+SHARING_PROCESSES = 8
+"""Processes that may share an inherited socket: each accepts a batch meanwhile, at most."""
 
 MAX_EVICTIONS = 32
 """Connections that a port evicts at most at once."""
@@ -105,9 +109,13 @@ class HelloPort(FileDescriptor):
         self._hello = hello
         self._proxied = proxied
         self._isInherited = isInherited
+        self._clock = monotonicClock(reactor)
+        self._drops = DropWatch(self._listener, self._clock, self._reportDrops)
         # Clients that are not recorded, as those of the status page, must not delay the others.
         self._maxAccepts = MAX_ACCEPTS if hello else 1
-        self._clock = monotonicClock(reactor)
+        if self._drops.limit is not None:
+            # No smaller batch empties a full queue, so only a whole one needs a look at the drops.
+            self._maxAccepts = min(self._maxAccepts, self._drops.limit + 1)
         self._shortage = _Shortage(pendingHeaders(reactor), self._clock)
         isInPlace = type(port.factory) is HelloFactory and port.factory.protocol is HelloProtocol
         self._adopter = Adopter(self._listener, reactor, not isInPlace, bool(hello))
@@ -141,6 +149,13 @@ class HelloPort(FileDescriptor):
 
     def startListening(self) -> None:
         """Start to accept."""
+        if before := self._drops.droppedBefore:
+            _log.warn(
+                "The accept queue of {address} is full: before this process, up to {packets} "
+                "packets of clients were dropped, so clients may be missing",
+                address=addressText(self.getHost()),
+                packets=before,
+            )
         self.startReading()
 
     def stopListening(self) -> Deferred[None]:
@@ -178,6 +193,8 @@ class HelloPort(FileDescriptor):
             self._serve(connection, name)
             if self._state not in _ACCEPTING:  # An observer has stopped or closed the port.
                 break
+        else:
+            self._lookForDrops(self._maxAccepts)
         adopter.release()
         return None
 
@@ -193,6 +210,7 @@ class HelloPort(FileDescriptor):
         if self._state is State.LISTENING and self.reactor.running:
             _log.error("Not listening any more: {address}", address=addressText(self.getHost()))
         self._state = State.CLOSED
+        self._drops.end()
         self._listener.detach()
         self._port.connectionLost(reason)
 
@@ -215,12 +233,29 @@ class HelloPort(FileDescriptor):
                 return ConnectionLost()
             # Out of descriptors, accept(2) fails even if the queue is empty.
             if events & select.POLLIN and not isEmpty:
+                self._lookForDrops(number)
                 self._pauseFor(error)
                 return None
         self._shortage.end()
         if self._state is State.DRAINING and isinstance(self.host, UNIXAddress):
             self.stopReading()  # A UNIX socket that was shut down stays readable.
         return None
+
+    def _lookForDrops(self, accepted: int) -> None:
+        """Find out whether clients were dropped, after a batch of connections was accepted."""
+        self._drops.look(accepted * (SHARING_PROCESSES if self._isInherited else 1))
+
+    def _reportDrops(self, packets: int) -> None:
+        """Log that a full accept queue has dropped packets, and tell the factory."""
+        address = self.getHost()
+        _log.warn(
+            "The accept queue of {address} was full: up to {packets} packets of clients were "
+            "dropped, so clients may be missing",
+            address=addressText(address),
+            packets=packets,
+        )
+        if self._hello:
+            self._hello.dropped(address, packets)
 
     def _serve(self, connection: socket.socket, name: Any) -> None:
         """Connect a protocol to a connection, in place or by the reactor; log a failure."""

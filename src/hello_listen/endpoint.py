@@ -65,8 +65,8 @@ class HelloEndpoint:
     An endpoint that records each connection with the right client.
 
     It adds to Twisted's own endpoints: C{haproxy:} reads the PROXY header before the factory builds
-    a protocol, the accept queue is as long as the system allows, no client is dropped when
-    descriptors run out, and clients in the accept queue are served when the port stops.
+    a protocol, the accept queue is as long as the system allows, clients wait in it when
+    descriptors run out, they are served when the port stops, and Twisted's log says if it was full.
     C{systemd:} serves all sockets of a name, C{unix:} takes over a dead process's path, and
     C{redirected:} names the address that a client called before a firewall redirected it.
 

@@ -10,7 +10,7 @@ from twisted.internet.interfaces import IAddress, ITransport
 from twisted.internet.protocol import Protocol, ServerFactory
 from twisted.logger import Logger
 
-from hello_listen._addresses import unmapped
+from hello_listen._addresses import addressText, unmapped
 from hello_listen._observing import Observer, ObserverCalls, checkObserver
 from hello_listen.connection import NO_EXTENSIONS, Connection, Extensions, Summary
 
@@ -96,7 +96,7 @@ class HelloFactory(ServerFactory):
     and Deferreds are unfinished, no other coroutine is run, and the log says for how many
     connections. An observer's error is logged with the connection, and has no other effect. The
     factory closes nothing: L{HelloService} waits for the coroutines and Deferreds, then closes the
-    observers that have C{close}.
+    observers that have C{close}. An observer that has C{dropped} is called as L{dropped} is.
 
     @ivar observers: the observers, in the order in which they are called.
     @ivar calls: the calls of observers, finished or not.
@@ -163,6 +163,24 @@ class HelloFactory(ServerFactory):
                     self.calls.follow(result, connection)
             except BaseException:
                 self.calls.fail(connection)
+
+    def dropped(self, server: IAddress, packets: int) -> None:
+        """
+        Tell the observers that have C{dropped} that clients may be missing.
+
+        @param server: the address of a port whose accept queue was full.
+        @param packets: the upper bound of the packets of clients that the system dropped since the
+            previous call for this port.
+        """
+        server = unmapped(server)
+        subject = f"{packets} dropped packets at {addressText(server)}"
+        for observer in self.observers:
+            tell = getattr(observer, "dropped", None)
+            if tell is not None:
+                try:
+                    self.calls.follow(tell(server, packets), subject)
+                except BaseException:
+                    self.calls.fail(subject)
 
 
 def reportSafely(factory: HelloFactory, client: IAddress, server: IAddress, **details: Any) -> None:
