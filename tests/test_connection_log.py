@@ -40,6 +40,7 @@ NUMBERED = len(', "service.instance.id": "0123456789ab", "sequence": 1\n')
 LENGTH = len(CONNECTION.json()) + NUMBERED
 BEFORE = ["Connection log opened"]
 AFTER = ["Connection log closed"]
+FULL = "Accept queue was full"
 
 
 @implementer(ILogObserver)
@@ -117,6 +118,48 @@ def giveUpLines(log: ConnectionLog, reactor: FakeReactor) -> None:
     reactor.advance(module.CLOSE_TIMEOUT - module.END_TIMEOUT)
     assert not closed.called
     reactor.wait(closed)
+
+
+def test_drops(tmp_path: Path, reactor: FakeReactor, said: Said) -> None:
+    """What a full accept queue dropped is a line without a number, and counts as no connection."""
+    path = tmp_path / "log"
+    log = ConnectionLog(path, reactor=reactor)
+    log.dropped(ADDRESS, 20)
+    log(CONNECTION)
+    log.dropped(UNIXAddress(None), 3)
+    close(log, reactor)
+    with pytest.raises(ValueError, match="closed"):
+        log.dropped(ADDRESS, 1)
+    assert sequences(path) == [*BEFORE, FULL, 1, FULL, *AFTER]
+    _, first, _, second, closed = records(path)
+    assert first.pop("timestamp") <= second.pop("timestamp")
+    known = {"message": FULL, "service.instance.id": log.id}
+    ends = {"server.address": "192.0.2.7", "server.port": 1}
+    assert first == {**known, **ends, "packets": 20, "packets.total": 20}
+    assert second == {**known, "packets": 3, "packets.total": 23}
+    assert (closed["connections"], closed["sequence.last"]) == (1, 1)
+    assert said.texts[-1] == "Connections: 1, recorded: 1, summarized: 0, lost: 0"
+
+
+def test_drops_in_a_full_queue(
+    tmp_path: Path, reactor: FakeReactor, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the queue of lines is full, drops have no line, as a gap record will tell of losses."""
+    path = tmp_path / "log"
+    disk = Disk(monkeypatch, room=0)
+    log = ConnectionLog(path, LENGTH, reactor=reactor)
+    log(CONNECTION)
+    said.wait("Connection log failed")
+    for _ in range(3):
+        log(CONNECTION)
+        log.dropped(ADDRESS, 1)
+    assert log.waiting < 1000
+    disk.room = 10**6
+    settle(log, disk)
+    log.dropped(ADDRESS, 1)
+    close(log, reactor)
+    told = [record for record in records(path) if record["message"] == FULL]
+    assert [(line["packets"], line["packets.total"]) for line in told] == [(1, 4)]
 
 
 def test_room_while_it_closes(

@@ -490,6 +490,23 @@ def test_ports_are_never_overstated(ports: list[int]) -> None:
         assert summary.ports == counts
 
 
+def test_drops() -> None:
+    """What a full accept queue dropped is passed on to an observer that counts it."""
+    drops: list[tuple[IAddress, int]] = []
+
+    class Observer:
+        def __call__(self, connection: Connection) -> None:
+            """Ignore connections."""
+
+        def dropped(self, server: IAddress, packets: int) -> str:
+            drops.append((server, packets))
+            return "told"
+
+    assert Summaries(Observer(), 1).dropped(SERVER, 23) == "told"
+    assert drops == [(SERVER, 23)]
+    assert Summaries(logConnection, 1).dropped(SERVER, 23) is None
+
+
 def test_no_negative_number() -> None:
     """A negative number of connections per client is refused at once."""
     with pytest.raises(ValueError, match="perClient is negative: -1"):

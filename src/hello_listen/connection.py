@@ -29,6 +29,7 @@ TOP_PORTS = 10
 CONNECTION_MESSAGE = "Connection established!"
 SUMMARY_MESSAGE = "Connections summarized"
 GAP_MESSAGE = "Connections not recorded"
+QUEUE_FULL_MESSAGE = "Accept queue was full"
 LOG_OPENED_MESSAGE = "Connection log opened"
 LOG_CLOSED_MESSAGE = "Connection log closed"
 

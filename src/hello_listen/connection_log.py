@@ -15,8 +15,10 @@ from typing import Any, NamedTuple
 from uuid import uuid4
 
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IAddress
 from twisted.logger import Logger
 
+from hello_listen._addresses import hostAndPort
 from hello_listen._clock import monotonicClock, waitFor
 from hello_listen._log_file import LogFile
 from hello_listen._version import __version__
@@ -24,9 +26,11 @@ from hello_listen.connection import (
     GAP_MESSAGE,
     LOG_CLOSED_MESSAGE,
     LOG_OPENED_MESSAGE,
+    QUEUE_FULL_MESSAGE,
     Connection,
     Summary,
     timestamp,
+    withoutNone,
 )
 
 MAX_QUEUED_BYTES = 16 * 2**20
@@ -154,6 +158,7 @@ class ConnectionLog:
         self._file = LogFile(path, self._umask)
         self._identity = f', "service.instance.id": "{self.id}", "sequence": '
         self._sequence = 0
+        self._packets = 0
         self._reopen = False
         self._failure: str | None = None
         self._failedAt = 0.0
@@ -220,6 +225,34 @@ class ConnectionLog:
             self._start()
         if isFirst:
             self._wake.set()
+
+    def dropped(self, server: IAddress, packets: int) -> None:
+        """
+        Queue a line, without a sequence number, that clients may be missing. This does not block.
+
+        If the queue has no room, there is no line: the next gap record says that some are missing.
+
+        @param server: the address of a port whose accept queue was full.
+        @param packets: the upper bound of the packets of clients that the system dropped.
+
+        @raise ValueError: the log is closed.
+        """
+        if self._isClosed:
+            raise ValueError("the connection log is closed")
+        address, port = hostAndPort(server)
+        self._packets += packets
+        fields: dict[str, str | int | None] = {
+            "server.address": address,
+            "server.port": port,
+            "packets": packets,
+            "packets.total": self._packets,
+        }
+        with self._lock:
+            if self.waiting < self._kept:
+                self._tell(QUEUE_FULL_MESSAGE, withoutNone(fields))
+        if self._thread is None:
+            self._start()
+        self._wake.set()
 
     def reopen(self) -> None:
         """Have the thread reopen the file, for logrotate. This does not block."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IAddress
 
 from hello_listen._addresses import addressIdentity, transportAndType
 from hello_listen._clock import monotonicClock
@@ -111,6 +112,17 @@ class Summaries:
     def open(self) -> None:
         """Open the observer again, if it has C{open}."""
         getattr(self._observer, "open", lambda: None)()
+
+    def dropped(self, server: IAddress, packets: int) -> Any:
+        """
+        Pass on that clients may be missing, if the observer has C{dropped}.
+
+        @param server: the address of a port whose accept queue was full.
+        @param packets: the upper bound of the packets of clients that the system dropped.
+
+        @return: what the observer returns.
+        """
+        return getattr(self._observer, "dropped", lambda *_: None)(server, packets)
 
     def close(self) -> Deferred[Any]:
         """
