@@ -220,6 +220,20 @@ def test_page_says_what_is_wrong() -> None:
     assert "The connection log cannot be written: No space left on device. 1,234 bytes" in text
     assert "tcp:7878 does not listen" in text
     assert '<div class="bad"><dt>lost</dt><dd>3</dd></div>' in page
+    assert "dropped" not in page
+
+
+def test_drops() -> None:
+    """The page shows dropped packets if there are any, the JSON always; /healthz stays as it is."""
+    resource, tally = status(Log())
+    assert json.loads(ask(resource, "/status.json")[1])["dropped_packets"] == 0
+    assert "dropped" not in ask(resource)[1]
+    tally.dropped(SERVER, 2000)
+    tally.dropped(IPv4Address("TCP", "192.0.2.2", 7), 331)
+    assert json.loads(ask(resource, "/status.json")[1])["dropped_packets"] == 2331
+    figure = '<div class="bad"><dt>packets dropped, at most</dt><dd>2,331</dd></div>'
+    assert figure in ask(resource)[1]
+    assert ask(resource, "/healthz")[1] == "OK\n"
 
 
 def test_page_marks_what_is_not_exact() -> None:
@@ -295,6 +309,7 @@ def test_metrics(accept: str) -> None:
     """The figures as Prometheus's text, with the process's own."""
     resource, tally = status(Log(connections=12, lost=2, waiting=99, failing="Disk full"))
     tally(connection(error="proxy_header_timeout"))
+    tally.dropped(SERVER, 23)
     response, text = ask(resource, "/metrics", accept=accept)
     assert str(response.getheader("Content-Type")).startswith("text/plain; version=0.0.4;")
     known = samples(textMetrics(text))
@@ -303,6 +318,7 @@ def test_metrics(accept: str) -> None:
         ("hello_listen_connections_total", "tcp 192.0.2.1:7878 "): 0,
         ("hello_listen_connections_total", "tcp 192.0.2.1:7878 proxy_header_timeout"): 1,
         ("hello_listen_last_connection_timestamp_seconds", "tcp 192.0.2.1:7878"): NOON,
+        ("hello_listen_dropped_packets_total", "192.0.2.1:7878"): 23,
         ("hello_listen_headers_waiting", ""): 0,
         ("hello_listen_recorded_total", ""): 7,
         ("hello_listen_summarized_total", ""): 0,

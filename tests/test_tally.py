@@ -77,6 +77,20 @@ def test_many_servers() -> None:
     assert totals["tcp", "", ""] == 3
 
 
+def test_drops() -> None:
+    """Dropped packets are counted by server, from 0 for TCP servers that listen, in few names."""
+    tally = Tally()
+    assert tally.facts().drops == {}
+    tally.expect([("tcp", "192.0.2.1:7878"), ("tcp", "192.0.2.2:7"), ("unix", "unix:/run/hello")])
+    tally.dropped(SERVER, 20)
+    tally.dropped(SERVER, 3)
+    assert tally.facts().drops == {"192.0.2.1:7878": 23, "192.0.2.2:7": 0}
+    assert tally.facts().connections == 0
+    for port in range(MAX_SERVERS + 5):
+        tally.dropped(IPv4Address("TCP", "203.0.113.9", port), 1)
+    assert tally.facts().drops["other"] == 5
+
+
 def test_servers_that_listen() -> None:
     """Servers that listen are counted apart in any case; a wildcard stands for its port."""
     tally = Tally()

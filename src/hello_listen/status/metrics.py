@@ -48,6 +48,14 @@ class _Metrics(Collector):
         for labels, count in facts.totals.items():
             connections.add_metric(labels, count)
         yield connections
+        drops = CounterMetricFamily(
+            "hello_listen_dropped_packets",
+            "Packets of clients that a full accept queue dropped, at most.",
+            labels=["server"],
+        )
+        for server, packets in facts.drops.items():
+            drops.add_metric([server], packets)
+        yield drops
         if facts.lastTimes:
             last = GaugeMetricFamily(
                 "hello_listen_last_connection_timestamp_seconds",

@@ -86,6 +86,8 @@ class _Page(Element):
                 ("", "to be summarized", f"{log.toSummarize:,}"),
                 ("", "to be written", f"{log.toWrite:,}"),
             ]
+        if dropped := sum(facts.drops.values()):
+            figures.append(("bad", "packets dropped, at most", f"{dropped:,}"))
         deliveries = self._snapshot.notifications
         if deliveries is not None:
             last = deliveries.last

@@ -154,6 +154,7 @@ class Snapshot:
             "minute_before": facts.minuteBefore,
             "hour_before": facts.hourBefore,
             "day_before": facts.dayBefore,
+            "dropped_packets": sum(facts.drops.values()),
         }
         if log is not None:
             fields |= {

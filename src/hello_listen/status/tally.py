@@ -152,6 +152,9 @@ class Facts:
     latest: list[Connection]
     """The last connections, latest first."""
 
+    drops: dict[str, int]
+    """By server, the upper bound of the packets of clients that a full accept queue dropped."""
+
 
 class Tally:
     """
@@ -196,6 +199,7 @@ class Tally:
         self._clients: dict[str, Client] = {}
         self._missed = 0
         self._latest: deque[Connection] = deque(maxlen=LATEST_CONNECTIONS)
+        self._drops: Counter[str] = Counter()
 
     def __call__(self, record: Connection | Summary) -> None:
         """
@@ -210,6 +214,16 @@ class Tally:
         if len(self._pending) >= BATCH_SIZE:
             self._countPending()
 
+    def dropped(self, server: IAddress, packets: int) -> None:
+        """
+        Count packets of clients that a full accept queue dropped.
+
+        @param server: the address of the port.
+        @param packets: the upper bound of their number.
+        """
+        name = self._serverName(transportAndType(server)[0], addressText(server))
+        self._drops[name] += packets
+
     def expect(self, servers: Iterable[tuple[str, str]]) -> None:
         """
         Count servers apart, from 0, whichever other servers PROXY headers name first.
@@ -220,6 +234,8 @@ class Tally:
             self._listening.add(place)
             self._others.discard(place)
             self._totals.setdefault((*place, ""), 0)
+            if place[0] == "tcp":
+                self._drops.setdefault(place[1], 0)
 
     def facts(self) -> Facts:
         """Return the counts at this moment."""
@@ -260,6 +276,7 @@ class Tally:
             clients=[copy(c) for c in nlargest(TOP_CLIENTS, self._clients.values(), key=_count)],
             others=self._connections - sum(c.connections for c in self._clients.values()),
             latest=list(reversed(self._latest)),
+            drops=dict(self._drops),
         )
 
     def _countPending(self) -> None:
