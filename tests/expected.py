@@ -54,7 +54,7 @@ class Expected:
             between -= set(range(max(present, default=0) + 1, process.last + 1))
         counts = Counter(dict.fromkeys(("recorded", "summarized", "lost"), 0))
         if self.whole and "closed" in kinds:
-            counts.update(process.totals)
+            counts.update({kind: process.totals[kind] for kind in counts})
         else:
             for line in lines:
                 if line in self.inside and line.kind in counts:
@@ -73,6 +73,7 @@ class Expected:
             "counts": dict(counts),
             "missing": len(between),
             "unknown": unknown,
+            "dropped": sum(e.count for e in lines if e.kind == "full" and e in self.inside),
             "first": at(min(moments)),
             "last": at(max(ends)),
             # How many lack is open where an earlier release closed the log.
@@ -132,6 +133,7 @@ def checkRun(told: dict[str, Any], want: dict[str, Any]) -> None:
     for name in ("state", "first", "last"):
         assert told[name] == want[name]
     assert told["unknown"] == want["unknown"]
+    assert told["packets.dropped"] == want["dropped"]
     if want["open"]:
         assert max(want["missing"], 1) <= told["missing"] <= len(want["open"])
     else:
@@ -156,6 +158,7 @@ def check(seed: int, folder: Path) -> None:
     assert runs.keys() == expected.runs.keys()
     for name, want in expected.runs.items():
         checkRun(runs[name], want)
+    dropped = sum(run["packets.dropped"] for run in runs.values())
     for name in ("connections", "recorded", "summarized", "lost", "missing"):
         assert found[name] == sum(each[name] for each in runs.values())
     assert found["unknown"] == sum(bool(each["unknown"]) for each in runs.values())
@@ -183,5 +186,6 @@ def check(seed: int, folder: Path) -> None:
     elif found["missing"]:
         assert status == 1
     else:
-        assert status == (3 if found["unknown"] else 0)
-    assert bool(notes) == bool(feed.torn or feed.holes or expected.repeated or found["unknown"])
+        assert status == (3 if found["unknown"] or dropped else 0)
+    reasons = (feed.torn, feed.holes, expected.repeated, found["unknown"], dropped)
+    assert bool(notes) == any(reasons)

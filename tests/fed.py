@@ -39,7 +39,7 @@ class Line:
     A line of a log.
 
     @ivar numbers: the sequence numbers that it accounts for.
-    @ivar counts: what it tells of: how many connections were recorded, summarized or lost.
+    @ivar count: how many connections it tells of, or how many dropped packets.
     """
 
     run: Process
@@ -73,7 +73,7 @@ class Process:
         self._write("opened", "Connection log opened", **{"host.name": "elsewhere"})
         for _ in range(random.choice((0, 1, 3, 30))):
             self._now += random.uniform(0, random.choice((1, 200)))
-            random.choice((self._connection,) * 6 + (self._summary, self._lose))()
+            random.choice((self._connection,) * 6 + (self._summary, self._lose, self._drop))()
         if random.random() < 0.6:
             if self.tellsLast and random.random() < 0.2:
                 # A disk that is full at the end has room for the closing line only.
@@ -138,6 +138,18 @@ class Process:
         )
         line.numbers, line.count = range(first, self.last + 1), connections
         self.totals["lost"] += connections
+
+    def _drop(self) -> None:
+        """Write that an accept queue was full."""
+        packets = self._random.choice((1, 1, 23))
+        self.totals["packets"] += packets
+        line = self._write(
+            "full",
+            "Accept queue was full",
+            packets=packets,
+            **{"packets.total": self.totals["packets"], "server.port": 7878},
+        )
+        line.count = packets
 
 
 def network(address: str | None) -> str:

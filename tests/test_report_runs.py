@@ -44,6 +44,7 @@ def test_closed(log: Path) -> None:
             "summarized": 5,
             "lost": 7,
             "missing": 0,
+            "packets.dropped": 0,
             "unknown": ["beginning"],
         }
     ]
@@ -161,6 +162,38 @@ def test_status(log: Path) -> None:
     assert run(write(log, Run().connection().vanish().connection()))[0] == 1
 
 
+def test_full_accept_queue(log: Path) -> None:
+    """A full accept queue is told for each run that had one; that clients may be missing, by 3."""
+    text = run(write(log, Run().connection().close()))[1]
+    dropping = Run().drop(20).connection().drop(1000).drop(-5).close()
+    status, out, _ = run(write(log, dropping, Run("ba9876543210").close()))
+    note = (
+        "Run 0123456789ab had a full accept queue: up to 1,020 packets of clients were dropped, "
+        "so clients may be missing.\n"
+    )
+    assert (status, out.count(" accept queue")) == (3, 1)
+    assert note in out
+    assert out.startswith("Connections: 1, recorded: 1, summarized: 0, lost: 0, missing: 0\n")
+    found = answer(log)
+    assert [each["packets.dropped"] for each in found["runs"]] == [1020, 0]
+    assert (found["unknown"], found["status"], found["lines.torn"]) == (0, 3, 0)
+    write(log, Run().connection().drop(1).vanish().connection().close())
+    assert run(log)[0] == 1
+    assert run(write(log, Run().connection().close())) == (0, text, "")
+
+
+def test_full_accept_queue_in_a_period(log: Path) -> None:
+    """Only what was dropped in the period counts."""
+    process = Run()
+    for process.now, packets in ((0, 1), (60, 20), (120, 300)):
+        process.connection().drop(packets)
+    write(log, process.close())
+    assert answer(log)["runs"][0]["packets.dropped"] == 321
+    assert answer(log, "--since", at(60))["runs"][0]["packets.dropped"] == 320
+    found = answer(log, "--since", at(60), "--until", at(120))
+    assert (found["runs"][0]["packets.dropped"], found["status"]) == (20, 3)
+
+
 def test_twice(log: Path, tmp_path: Path) -> None:
     """A log and its copy count once, and a note says so."""
     write(log, Run().connection().summary(5).lose(2, 3).vanish().connection().close())
@@ -179,13 +212,16 @@ def test_same_file(log: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "number", [1, 4, *(pytest.param(number, marks=pytest.mark.slow) for number in (0, 2, 3, 5))]
+    "number",
+    [1, 3, 5, *(pytest.param(number, marks=pytest.mark.slow) for number in (0, 2, 4, 6, 7))],
 )
 def test_line_twice(log: Path, tmp_path: Path, number: int) -> None:
     """A repeated line of any kind counts once, even with another timestamp."""
-    process = Run().connection().lose(5, 5).vanish(5).summary(5).connection().close()
+    process = Run().connection().lose(5, 5).drop(9).drop(9).vanish(5)
+    process.summary(5).connection().close()
     once = answer(write(log, process))
     assert [once[name] for name in COUNTS] == [12, 2, 5, 5, 5]
+    assert once["runs"][0]["packets.dropped"] == 18
     copy = process.lines[number].replace(at(0), at(1), 1)
     (tmp_path / "copy").write_text(copy)
     assert answer(log, tmp_path / "copy") == once | {"lines.repeated": True}

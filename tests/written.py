@@ -67,6 +67,13 @@ class Run:
         self.counts["lost"] += connections
         return self
 
+    def drop(self, packets: int, **fields: object) -> Run:
+        """Write that an accept queue was full."""
+        self.counts["packets"] += packets
+        told = {"packets": packets, "packets.total": self.counts["packets"]}
+        self.write("Accept queue was full", **{"server.port": 7878}, **(told | fields))
+        return self
+
     def vanish(self, count: int = 1) -> Run:
         """Number records, and write none of them."""
         self.sequence += count

@@ -26,7 +26,8 @@ exit status:
   1  something is missing
   2  error: there is no report, or it lacks what could not be read of a file
   3  nothing is known to be missing, but something may be: a run was killed, was not closed and
-     its process cannot be seen from here, or began before these files; or records have no id
+     its process cannot be seen from here, began before these files, or had a full accept queue;
+     or records have no id
 
 A run that is open, because its process is still running, is no error.
 """

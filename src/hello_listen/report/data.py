@@ -17,6 +17,7 @@ _NAMES = {
     "pid": "process.pid",
     "lowest": "sequence.first",
     "highest": "sequence.last",
+    "dropped": "packets.dropped",
     "address": "client.address",
     "transport": "network.transport",
     "port": "server.port",

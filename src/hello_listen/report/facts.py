@@ -33,6 +33,7 @@ class Run:
     @ivar lowest: the first sequence number in the files.
     @ivar highest: the last sequence number that is known, or L{None}.
     @ivar missing: the number of missing records; a lower bound if C{unknown} is not empty.
+    @ivar dropped: the upper bound of the packets of clients that a full accept queue dropped.
     @ivar unknown: C{beginning}, C{end}, both or neither: where more may be missing.
     """
 
@@ -49,6 +50,7 @@ class Run:
     summarized: int
     lost: int
     missing: int
+    dropped: int
     unknown: tuple[str, ...]
 
 
@@ -266,4 +268,6 @@ class Report:
         """The exit status of the command."""
         if self.problems:
             return 2
-        return 1 if self.total("missing") else 3 * self.isUncertain
+        if self.total("missing"):
+            return 1
+        return 3 if self.isUncertain or self.total("dropped") else 0

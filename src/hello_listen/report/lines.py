@@ -15,7 +15,7 @@ CHUNK_SIZE = 2**20
 _GZIP = b"\x1f\x8b"
 _GZIP_BITS = 16 + zlib.MAX_WBITS
 _BOM = b"\xef\xbb\xbf"
-_MESSAGE = re.compile(rb'"message"\s*:\s*"Connection')
+_MESSAGE = re.compile(rb'"message"\s*:\s*"(Connection|Accept queue)')
 # A record ends in a brace; whitespace may follow.
 _TORN = re.compile(rb"^.*[^}\s][ \t\r]*$", re.MULTILINE)
 _TWISTED = re.compile(rb"\d{4}-\d\d-\d\d[T ][\d:]{8}\S* \[")

@@ -15,6 +15,7 @@ from hello_listen.connection import (
     GAP_MESSAGE,
     LOG_CLOSED_MESSAGE,
     LOG_OPENED_MESSAGE,
+    QUEUE_FULL_MESSAGE,
     SUMMARY_MESSAGE,
 )
 from hello_listen.report.database import Database
@@ -29,6 +30,7 @@ _MESSAGES = {
     "connection": CONNECTION_MESSAGE,
     "summary": SUMMARY_MESSAGE,
     "gap": GAP_MESSAGE,
+    "full": QUEUE_FULL_MESSAGE,
     "opened": LOG_OPENED_MESSAGE,
     "closed": LOG_CLOSED_MESSAGE,
 }

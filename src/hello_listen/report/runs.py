@@ -50,6 +50,7 @@ def makeRun(row: dict[str, Any], both: int, since: datetime | None, until: datet
         highest=highest or row["final"],
         **dict(zip(names, _counts(row, whole=since is until is None), strict=True)),
         missing=missing,
+        dropped=int(row["dropped"] or 0),
         unknown=tuple(unknown),
     )
 

@@ -65,7 +65,7 @@ def toNotes(report: Report) -> Iterator[str]:
     if report.repeated:
         yield "Records that were read twice count once."
     yield from toProblems(report.problems)
-    begins, ends = [], []
+    begins, ends, drops = [], [], []
     for run in report.runs:
         if "beginning" in run.unknown:
             numbers = f"its numbers from {run.lowest:,} on"
@@ -74,8 +74,14 @@ def toNotes(report: Report) -> Iterator[str]:
             begins.append(f"Run {run.id} began before these files: they hold {numbers}.")
         if "end" in run.unknown:
             ends.append(f"Run {run.id} {_ENDS[run.state]}.")
+        if run.dropped:
+            drops.append(
+                f"Run {run.id} had a full accept queue: up to {run.dropped:,} packets of clients "
+                "were dropped, so clients may be missing."
+            )
     yield from _some(begins, "runs")
     yield from _some(ends, "runs")
+    yield from _some(drops, "runs")
 
 
 def toProblems(problems: Sequence[Problem]) -> Iterator[str]:

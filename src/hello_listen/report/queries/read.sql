@@ -4,6 +4,7 @@ INSERT INTO record SELECT
     CASE message WHEN $connection THEN 'connection'::KIND
         WHEN $summary THEN 'summary'::KIND
         WHEN $gap THEN 'loss'::KIND
+        WHEN $full THEN 'full'::KIND
         WHEN $opened THEN 'opened'::KIND
         WHEN $closed THEN 'closed'::KIND END AS kind,
     "service.instance.id", "host.name", "process.pid", "host.boot.id", "process.pid_namespace",
@@ -11,7 +12,8 @@ INSERT INTO record SELECT
     CASE WHEN sequence > 0 AND kind IN ('connection', 'summary') THEN sequence END,
     CASE WHEN "sequence.first" BETWEEN 1 AND "sequence.last" THEN "sequence.first" END AS low,
     CASE WHEN low IS NOT NULL OR kind = 'closed' THEN "sequence.last" END,
-    "count", connections, recorded, summarized, lost, "client.address", "network.transport",
+    "count", connections, recorded, summarized, lost, greatest(packets, 0),
+    CASE WHEN kind = 'full' THEN "packets.total" END, "client.address", "network.transport",
     "server.port",
     -- Forged records could otherwise name more connections than they count.
     CASE WHEN list_sum(map_values("server.ports")) <= "count"
@@ -30,6 +32,7 @@ FROM read_json($files, format = 'newline_delimited', compression = 'uncompressed
     'process.start_ticks': 'BIGINT', 'sequence': 'BIGINT', 'sequence.first': 'BIGINT',
     'sequence.last': 'BIGINT', 'count': 'BIGINT', 'connections': 'BIGINT',
     'recorded': 'BIGINT', 'summarized': 'BIGINT', 'lost': 'BIGINT', 'client.address': 'VARCHAR',
+    'packets': 'BIGINT', 'packets.total': 'BIGINT',
     'network.transport': 'VARCHAR', 'server.port': 'BIGINT', 'server.ports': 'MAP(VARCHAR, BIGINT)', 'server.address': 'VARCHAR',
     'error.type': 'VARCHAR', 'timestamp': 'TIMESTAMP', 'timestamp.first': 'TIMESTAMP',
     'timestamp.last': 'TIMESTAMP'})

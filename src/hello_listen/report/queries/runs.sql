@@ -28,9 +28,11 @@ other AS (
         sum("count") FILTER (kind = 'summary') AS inSummaries, sum(came) AS cameSummarized,
         sum(connections) FILTER (kind = 'loss') AS inLosses,
         sum(connections) FILTER (kind = 'loss' AND came IS NOT NULL) AS cameLost,
+        sum(packets) FILTER (kind = 'full' AND came IS NOT NULL) AS dropped,
         min(low) AS lowest, max(high) FILTER (kind = 'loss') AS highest,
         max(high) FILTER (kind = 'closed') AS final,
         count(*) FILTER (kind = 'loss') > count(DISTINCT low) FILTER (kind = 'loss')
+            OR count(*) FILTER (kind = 'full') > count(DISTINCT total) FILTER (kind = 'full')
             OR count(*) FILTER (kind = 'opened') > 1
             OR count(*) FILTER (kind = 'closed') > 1 AS repeated
     FROM record WHERE kind <> 'connection' GROUP BY id
@@ -38,7 +40,7 @@ other AS (
 SELECT id, host, pid, boot, namespace, ticks, first, last, coalesce(opened, false) AS opened,
     coalesce(closed, false) AS closed, connections, other.recorded, summarized, lost,
     numbered.recorded AS records, inSummaries, inLosses,
-    numbered.came AS cameRecorded, cameSummarized, cameLost,
+    numbered.came AS cameRecorded, cameSummarized, cameLost, dropped,
     least(numbered.lowest, other.lowest) AS lowest,
     greatest(numbered.highest, other.highest) AS highest,
     final, coalesce(numbered.numbers, 0) AS numbers, coalesce(told.numbers, 0) AS told,

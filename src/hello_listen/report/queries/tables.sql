@@ -9,7 +9,7 @@ CREATE MACRO network(address) AS CASE
         AND length(address) - length(replace(address, ':', '')) <= 7
     THEN regexp_replace(regexp_extract(address, '^([^:]*:){3}[^:]*'), '(:0)+$', '') || '::/64' END;
 
-CREATE TYPE KIND AS ENUM ('connection', 'summary', 'loss', 'opened', 'closed');
+CREATE TYPE KIND AS ENUM ('connection', 'summary', 'loss', 'full', 'opened', 'closed');
 
 -- A row is a line, or NULLs for a line that is no record.
 CREATE TABLE record (
@@ -17,6 +17,7 @@ CREATE TABLE record (
     id VARCHAR, host VARCHAR, pid BIGINT, boot VARCHAR, namespace BIGINT, ticks BIGINT,
     sequence BIGINT, low BIGINT, high BIGINT,
     "count" BIGINT, connections BIGINT, recorded BIGINT, summarized BIGINT, lost BIGINT,
+    packets BIGINT, total BIGINT,
     client VARCHAR, transport VARCHAR, port BIGINT,
     ports MAP(VARCHAR, BIGINT),  -- The connections of a summary by server port, if there are several.
     server VARCHAR, error VARCHAR,
