@@ -261,6 +261,19 @@ def run(
         raise AssertionError(f"{late}: {late.stdout!r} {late.stderr!r}") from None
 
 
+def isStopped(pid: int) -> bool:
+    """Return whether all threads of a process are stopped."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return all((task / "stat").read_text().rpartition(") ")[2][0] == "T" for task in tasks)
+
+
+def unprivileged() -> list[str]:
+    """Return what a command starts with, so that it runs without the rights of root."""
+    if os.geteuid() != 0:
+        return []
+    return [tool("setpriv"), "--bounding-set=-all", "--inh-caps=-all"]
+
+
 def curl(*arguments: object) -> subprocess.CompletedProcess[str]:
     """Run curl without its progress, its user's settings and the environment's proxy."""
     return run(tool("curl"), "-q", "--no-progress-meter", "--noproxy", "*", *arguments)

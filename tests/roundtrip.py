@@ -17,7 +17,11 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from heapq import heappop, heappush
+from pathlib import Path
 from time import monotonic
+
+from logs import counted, recorded
+from processes import Process, tool
 
 PATIENCE = 30.0
 SERVERS = {socket.AF_INET: "198.18.0.1", socket.AF_INET6: "2001:2::1"}
@@ -157,6 +161,46 @@ class Clients:
             return struct.pack("!IHBB", 6 << 28, len(segment), 6, 64) + ends + segment
         header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(segment), 0, 0, 64, 6, 0) + ends
         return header[:10] + checksum(header) + header[12:] + segment
+
+
+class Far:
+    """A server in a network namespace of its own, and the device that its clients are behind."""
+
+    def __init__(self, server: Process, device: int) -> None:
+        """Keep the server and the device."""
+        self.server = server
+        self.device = device
+
+    def clients(self, endpoint: str, roundTrip: float) -> Clients:
+        """Return clients of the endpoint, which send a PROXY header if it expects one."""
+        family = socket.AF_INET6 if "tcp6" in endpoint else socket.AF_INET
+        address = SERVERS[family], self.server.port()
+        if "haproxy" in endpoint:
+            return Clients(self.device, address, roundTrip, header)
+        return Clients(self.device, address, roundTrip)
+
+    @property
+    def inside(self) -> list[str]:
+        """What a command in the server's network namespace begins with, for root."""
+        return [tool("nsenter"), f"--net=/proc/{self.server.pid}/ns/net"]
+
+    def overflows(self) -> int:
+        """Return how many packets full accept queues in the server's namespace have dropped."""
+        names, values = Path(f"/proc/{self.server.pid}/net/netstat").read_text().splitlines()[:2]
+        return int(dict(zip(names.split(), values.split(), strict=True))["ListenOverflows"])
+
+    def unrecorded(self, clients: Clients) -> set[tuple[str, int]]:
+        """Wait for the server's end, and return accepted clients without a record."""
+        self.server.wait()
+        records = recorded(self.server.folder / "log")
+        names = {(record["client.address"], record["client.port"]) for record in records}
+        assert counted("\n".join(self.server.lines)) == (len(records), len(records), 0)
+        return {(client.address, client.port) for client in clients.answered()} - names
+
+
+def header(client: Handshake) -> bytes:
+    """Return a PROXY header that names the client itself."""
+    return f"PROXY TCP4 {client.address} 198.18.0.1 {client.port} 443\r\n".encode()
 
 
 def checksum(data: bytes) -> bytes:

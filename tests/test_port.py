@@ -1134,6 +1134,22 @@ def test_inherited_full_accept_queue() -> None:
 
 
 @linuxDrops
+def test_full_accept_queue_that_another_process_serves_as_well() -> None:
+    """A full queue is told although another process has accepted clients since, too."""
+    with socket.create_server(("127.0.0.1", 0), backlog=60) as owned:
+        observer = Observer()
+        server = Server(owned=owned, hello=HelloFactory(observer))
+        come(owned.getsockname(), 66)
+        owned.setblocking(False)
+        for _ in range(20):
+            owned.accept()[0].close()
+        with capturedLogs():
+            server.port.doRead()
+        assert observer.drops == [(server.port.getHost(), 5)]
+        server.stop()
+
+
+@linuxDrops
 def test_clients_refused_at_a_stop_are_not_dropped(serve: Serve) -> None:
     """A client that a stop refuses is no reason for a warning."""
     observer = Observer()

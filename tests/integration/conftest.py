@@ -5,14 +5,28 @@ from __future__ import annotations
 import os
 import resource
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import roundtrip
 from machines import FAR, NEAR, Machines
-from processes import INHERIT, SCRIPTS, Process, Start, lacking, listens, run, tool, until
+from processes import (
+    INHERIT,
+    SCRIPTS,
+    Process,
+    Start,
+    lacking,
+    listens,
+    run,
+    tool,
+    unprivileged,
+    until,
+)
+from roundtrip import Far
 
 STREAM = "/usr/lib/nginx/modules/ngx_stream_module.so"
 
@@ -119,6 +133,29 @@ def limited(hello: Start) -> Start:
         return server
 
     return startLimited
+
+
+@pytest.fixture
+def far(start: Start, endpoint: str) -> Iterator[Far]:
+    """Start a server for clients whose packets take their time."""
+    alone = [tool("unshare"), "--net", *([] if os.geteuid() == 0 else ["--map-root-user"])]
+    ip = tool("ip")
+    if run(*alone, ip, "tuntap", "add", "far", "mode", "tun").returncode != 0:
+        # Whether an ordinary user may is the system's choice.
+        (pytest.skip if os.geteuid() else lacking)("cannot create a TUN device")
+    near, channel = socket.socketpair()
+    with near, channel:
+        server = start(
+            *alone, sys.executable, roundtrip.__file__, channel.fileno(),
+            ip, *unprivileged(), SCRIPTS / "twistd", "-n",
+            "--pidfile=", "hello-listen", "-l", "log", "-e", endpoint, pass_fds=[channel.fileno()],
+        )  # fmt: skip
+        channel.close()
+        _, passed, _, _ = socket.recv_fds(near, 16, 2)
+        assert passed, server.said()
+    yield Far(server, passed[0])
+    for descriptor in passed:
+        os.close(descriptor)
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from processes import (
     familyOf,
     freePort,
     header,
+    isStopped,
     listens,
     load,
     run,
@@ -246,12 +247,6 @@ def test_headers_that_came_while_the_process_stood_still(
     assert names == set(range(1, 51))
     errors = [record["error.type"] for record in records if "error.type" in record]
     assert errors == ["proxy_header_timeout"] * 10
-
-
-def isStopped(pid: int) -> bool:
-    """Return whether all threads of a process are stopped."""
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    return all((task / "stat").read_text().rpartition(") ")[2][0] == "T" for task in tasks)
 
 
 def peak(pid: int) -> int:

@@ -8,7 +8,6 @@ import signal
 import socket
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -19,27 +18,18 @@ from processes import (
     LOOPBACK,
     PATIENCE,
     SCRIPTS,
-    Process,
     Start,
     addressOf,
     familyOf,
-    lacking,
     load,
-    run,
     slow,
     tool,
+    unprivileged,
     until,
 )
-from roundtrip import SERVERS, Clients, Handshake
+from roundtrip import Far
 
 TWISTD = [SCRIPTS / "twistd", "-n", "--pidfile=", "hello-listen", "-l", "log"]
-
-
-def unprivileged() -> list[str]:
-    """Return what a command starts with, so that it runs without the rights of root."""
-    if os.geteuid() != 0:
-        return []
-    return [tool("setpriv"), "--bounding-set=-all", "--inh-caps=-all"]
 
 
 @pytest.mark.parametrize("rights", [slow("own"), "none"])
@@ -148,58 +138,6 @@ def test_conversations_of_an_embedder(start: Start, tmp_path: Path) -> None:
     server.wait()
     assert counted("\n".join(server.lines)) == (2, 2, 0)
     assert len(recorded(tmp_path / "log")) == 2
-
-
-class Far:
-    """A server in a network namespace of its own, and the device that its clients are behind."""
-
-    def __init__(self, server: Process, device: int) -> None:
-        """Keep the server and the device."""
-        self.server = server
-        self.device = device
-
-    def clients(self, endpoint: str, roundTrip: float) -> Clients:
-        """Return clients of the endpoint, which send a PROXY header if it expects one."""
-        family = socket.AF_INET6 if "tcp6" in endpoint else socket.AF_INET
-        address = SERVERS[family], self.server.port()
-        if "haproxy" in endpoint:
-            return Clients(self.device, address, roundTrip, header)
-        return Clients(self.device, address, roundTrip)
-
-    def unrecorded(self, clients: Clients) -> set[tuple[str, int]]:
-        """Wait for the server's end, and return accepted clients without a record."""
-        self.server.wait()
-        records = recorded(self.server.folder / "log")
-        names = {(record["client.address"], record["client.port"]) for record in records}
-        assert counted("\n".join(self.server.lines)) == (len(records), len(records), 0)
-        return {(client.address, client.port) for client in clients.answered()} - names
-
-
-def header(client: Handshake) -> bytes:
-    """Return a PROXY header that names the client itself."""
-    return f"PROXY TCP4 {client.address} 198.18.0.1 {client.port} 443\r\n".encode()
-
-
-@pytest.fixture
-def far(start: Start, endpoint: str) -> Iterator[Far]:
-    """Start a server for clients whose packets take their time."""
-    alone = [tool("unshare"), "--net", *([] if os.geteuid() == 0 else ["--map-root-user"])]
-    ip = tool("ip")
-    if run(*alone, ip, "tuntap", "add", "far", "mode", "tun").returncode != 0:
-        # Whether an ordinary user may is the system's choice.
-        (pytest.skip if os.geteuid() else lacking)("cannot create a TUN device")
-    near, channel = socket.socketpair()
-    with near, channel:
-        server = start(
-            *alone, sys.executable, Path(__file__).parents[1] / "roundtrip.py", channel.fileno(),
-            ip, *unprivileged(), *TWISTD, "-e", endpoint, pass_fds=[channel.fileno()],
-        )  # fmt: skip
-        channel.close()
-        _, passed, _, _ = socket.recv_fds(near, 16, 2)
-        assert passed, server.said()
-    yield Far(server, passed[0])
-    for descriptor in passed:
-        os.close(descriptor)
 
 
 ENDPOINTS = [slow("tcp:0"), slow("tcp6:0"), "haproxy:tcp:0"]
