@@ -47,7 +47,7 @@ class Expected:
         tellsLast = "closed" in kinds and process.tellsLast
         highest = process.last if tellsLast else max(present, default=0)
         absent = set(range(1, process.last + 1)) - present
-        headless = bool(absent) and (lowest is None or lowest > 1)
+        headless = kinds == {"full"} or (bool(absent) and (lowest is None or lowest > 1))
         between = {n for n in absent if lowest is not None and lowest <= n <= highest}
         if all(e in lines for e in process.lines if e.kind in ("recorded", "summarized")):
             # The closing line counts what was lost, and nothing else can be absent at the end.

@@ -182,6 +182,14 @@ def test_full_accept_queue(log: Path) -> None:
     assert run(write(log, Run().connection().close())) == (0, text, "")
 
 
+def test_full_accept_queue_alone(log: Path) -> None:
+    """If the files of a run hold nothing else, its beginning and its end are unknown."""
+    log.write_text(Run().drop(1).lines[1])
+    [told] = answer(log)["runs"]
+    assert (told["unknown"], told["packets.dropped"]) == (["beginning", "end"], 1)
+    assert "began before these files: they hold none of its records." in run(log)[1]
+
+
 def test_full_accept_queue_in_a_period(log: Path) -> None:
     """Only what was dropped in the period counts."""
     process = Run()

@@ -34,7 +34,9 @@ def makeRun(row: dict[str, Any], both: int, since: datetime | None, until: datet
     started = since is not None and row["first"] is not None and row["first"] <= since
     ended = until is not None and row["last"] is not None and row["last"] >= until
     unknown = []
-    if (lowest > 1 or (less and not missing)) and not started:
+    # A line about a full accept queue tells neither the first number nor the last.
+    hasNumber = found or row["opened"] or row["closed"]
+    if (lowest > 1 or (less and not missing) or not hasNumber) and not started:
         unknown.append("beginning")
     if (now in ("killed", "not closed") or less) and not ended:
         unknown.append("end")
