@@ -24,13 +24,20 @@ from reactors import FakeReactor
 from turns import until
 
 NOON = 1_767_268_800.0
-PORT = IPv4Address("TCP", "192.0.2.1", 7878)
 HOST = "vm"
 
 
 def v4(number: int) -> IPv4Address:
     """Return a client's address, which differs for each number."""
     return IPv4Address("TCP", f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}", 51974)
+
+
+def server(port: int) -> IPv4Address:
+    """Return a server's address."""
+    return IPv4Address("TCP", "192.0.2.1", port)
+
+
+PORT = server(7878)
 
 
 class Receiver:
@@ -64,7 +71,11 @@ class Receiver:
         return result
 
     def connect(
-        self, client: IAddress, count: int = 1, server: IAddress = PORT, error: str | None = None
+        self,
+        client: IAddress,
+        count: int = 1,
+        server: IAddress = PORT,
+        error: str | None = None,
     ) -> None:
         """Have a client connect."""
         for _ in range(count):
@@ -106,8 +117,7 @@ def test_first_and_sum() -> None:
     )
     receiver.connect(IPv4Address("TCP", "203.0.113.7", 1), 800)
     receiver.connect(IPv6Address("TCP", "2001:db8:1:2::5", 1), 11)
-    other = IPv4Address("TCP", "192.0.2.1", 7879)
-    receiver.connect(IPv4Address("TCP", "198.51.100.4", 1), server=other)
+    receiver.connect(IPv4Address("TCP", "198.51.100.4", 1), server=server(7879))
     assert receiver.close() == []
     assert re.fullmatch(
         r"3 new clients, 812 connections since \d\d:\d\d: 203\.0\.113\.7 \(800, port 7878\), "
@@ -154,6 +164,74 @@ def test_not_new_in_a_sum() -> None:
     assert text.endswith(": 10.0.0.2 (1, port 7878), 10.0.0.1 (700, port 7878, not new)")
 
 
+def test_scan() -> None:
+    """A new client that goes on to further ports is reported once more."""
+    receiver = Receiver()
+    receiver.connect(v4(1), server=server(23))
+    receiver.get()
+    for port in range(1, 1001):
+        receiver.connect(v4(1), server=server(port))
+    assert receiver.close() == []
+    title, text = receiver.calls.get(timeout=20)
+    assert title == "hello-listen on vm: 1 client on further ports"
+    assert re.fullmatch(
+        r"1 client on further ports, 1000 connections since \d\d:\d\d: "
+        r"10\.0\.0\.1 \(1000, further ports 1 2 3 and others\)",
+        text,
+    )
+    assert receiver.notifications.waiting == 0
+
+
+def test_scan_among_others() -> None:
+    """Who goes on is named after the new clients, and before those that were reported before."""
+    receiver = Receiver()
+    receiver.connect(v4(1))
+    receiver.get()
+    receiver.connect(v4(1))
+    receiver.connect(v4(1), server=server(22))
+    receiver.connect(v4(2))
+    receiver.connect(v4(3))
+    receiver.connect(v4(3))
+    receiver.close()
+    assert receiver.get().endswith(
+        ": 10.0.0.3 (2, port 7878), 10.0.0.2 (1, port 7878), 10.0.0.1 (2, further port 22)"
+    )
+
+
+@pytest.mark.usefixtures("quick")
+def test_scan_that_goes_on() -> None:
+    """A scan is reported twice, however long it takes."""
+    pauses = [Event(), Event()]
+    receiver = Receiver(*pauses)
+    receiver.connect(v4(1), server=server(1))
+    for port, pause in enumerate(pauses, 2):
+        receiver.get()
+        receiver.connect(v4(1), server=server(port))
+        pause.set()
+    receiver.close()
+    assert [text.partition(",")[0] for text in receiver.delivered] == [
+        "1 new client",
+        "1 client on further ports",
+    ]
+
+
+@pytest.mark.usefixtures("quick")
+def test_many_ports_at_once() -> None:
+    """A client whose ports were too many to name is not reported again."""
+    pauses = [Event(), Event()]
+    receiver = Receiver(*pauses)
+    receiver.connect(v4(1))
+    receiver.get()
+    for port in range(9):
+        receiver.connect(v4(2), server=server(port))
+    pauses[0].set()
+    receiver.get()
+    receiver.connect(v4(2), server=server(9))
+    pauses[1].set()
+    receiver.close()
+    assert len(receiver.delivered) == 2
+
+
 @pytest.mark.usefixtures("quick")
 def test_quiet_minute() -> None:
     """After a batch period without a new client, the next one is reported at once."""
@@ -198,9 +276,9 @@ def test_details() -> None:
     receiver.connect(v4(0))
     receiver.get()
     for port in (22, 22, 23):
-        receiver.connect(v4(1), server=IPv4Address("TCP", "192.0.2.1", port))
+        receiver.connect(v4(1), server=server(port))
     for port in range(1, 10):
-        receiver.connect(v4(2), server=IPv4Address("TCP", "192.0.2.1", port), error=f"e{port}")
+        receiver.connect(v4(2), server=server(port), error=f"e{port}")
     receiver.connect(v4(3), server=UNIXAddress("/run/hello"))
     receiver.close()
     text = receiver.get()

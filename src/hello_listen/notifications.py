@@ -88,16 +88,21 @@ class SendError(Exception):
 class _Client:
     """A client that a message counts apart."""
 
-    __slots__ = ("connections", "errors", "isNew", "ports")
+    __slots__ = ("connections", "errors", "goesOn", "isNew", "ports")
 
     def __init__(self, isNew: bool) -> None:
         self.isNew = isNew
+        # Whether it was new in the message before, and has called further ports since.
+        self.goesOn = False
         self.connections = 0
         self.ports: tuple[int, ...] = ()
         self.errors: tuple[str, ...] = ()
 
     def __lt__(self, other: _Client) -> bool:
-        return (self.isNew, self.connections) < (other.isNew, other.connections)
+        return self._rank() < other._rank()
+
+    def _rank(self) -> tuple[bool, bool, int]:
+        return self.isNew, self.goesOn, self.connections
 
 
 class _News:
@@ -110,6 +115,7 @@ class _News:
         self.clients: dict[str, _Client] = {}
         # Those that are not counted apart.
         self.otherClients = 0
+        self.goingOn = 0
 
     def add(self, key: str, connection: Connection, isNew: bool) -> None:
         """Count a connection."""
@@ -148,6 +154,16 @@ class _News:
                 known.ports = tuple(dict.fromkeys(known.ports + client.ports))[: MAX_DETAILS + 1]
                 known.errors = tuple(dict.fromkeys(known.errors + client.errors))[: MAX_DETAILS + 1]
 
+    def compare(self, before: _News) -> None:
+        """Find the clients that go on, unless the message before said that they call many ports."""
+        for key, client in self.clients.items():
+            known = before.clients.get(key)
+            if known is None or not known.isNew or len(known.ports) > MAX_DETAILS:
+                continue
+            if further := tuple(port for port in client.ports if port not in known.ports):
+                client.goesOn, client.ports = True, further
+                self.goingOn += 1
+
     def text(self) -> str:
         """Return the text of the message."""
         named = nlargest(CLIENTS_NAMED, self.clients.items(), key=lambda item: item[1])
@@ -159,8 +175,10 @@ class _News:
         )
 
     def title(self) -> str:
-        """Return the number of new clients."""
-        return _count(self.newClients, "new client")
+        """Return the number of new clients, or of those that call further ports."""
+        if self.newClients:
+            return _count(self.newClients, "new client")
+        return f"{_count(self.goingOn, 'client')} on further ports"
 
 
 class Notifications:
@@ -169,8 +187,9 @@ class Notifications:
 
     A client is new if it has not connected for 24 hours. The first one is notified of at once.
     After a message, none is sent for a minute; then one message counts all connections since the
-    one before, if a new client is among them. What cannot be delivered is retried, and is merged
-    with what comes meanwhile. A client is identified by L{Connection.identity}.
+    one before, if a new client is among them, or if a client that was new then has called further
+    ports, as a scan does. What cannot be delivered is retried, and is merged with what comes
+    meanwhile. A client is identified by L{Connection.identity}.
 
     Memory is bounded: the 10,000 clients that connected last are remembered, so in a flood of more,
     a client can be new more than once. A message counts 10,000 clients apart, and all others
@@ -253,6 +272,8 @@ class Notifications:
         # None while the next new client is to be notified of at once, and none is waiting.
         self._news: Any = None
         self._sending: Any = None
+        # The last message that was delivered, until a minute without news has passed.
+        self._delivered: Any = None
 
     @property
     def waiting(self) -> int:
@@ -335,12 +356,14 @@ class Notifications:
         self._reactor.callFromThread(_end, closed)
 
     def _take(self) -> _News | None:
-        """Return what the next message counts, and count anew; None if nobody is new."""
+        """Return what the next message counts, and count anew; None if there is no news."""
         with self._lock:
             news: _News | None = self._news
-            if news is None or not news.newClients:
-                # After a minute without a new client, the next one is notified of at once.
-                self._news = None
+            if news is not None and self._delivered is not None:
+                news.compare(self._delivered)
+            if news is None or not (news.newClients or news.goingOn):
+                # After a minute without news, the next new client is notified of at once.
+                self._news = self._delivered = None
                 return None
             self._sending, self._news = news, _News(time())
             return news
@@ -393,7 +416,7 @@ class Notifications:
     def _recover(self) -> None:
         """Count a delivered message, and log the first after a failure."""
         with self._lock:
-            self._sending = None
+            self._delivered, self._sending = self._sending, None
             self.delivered += 1
             self.lastDelivered = time()
         if self.failing is not None:
@@ -432,10 +455,11 @@ def _describe(key: str, client: _Client) -> str:
     if client.ports:
         ports = client.ports[:MAX_DETAILS]
         more = " and others" if len(client.ports) > MAX_DETAILS else ""
-        details.append(f"port{'s' * (len(ports) > 1)} {' '.join(map(str, ports))}{more}")
+        what = f"{'further ' * client.goesOn}port{'s' * (len(ports) > 1)}"
+        details.append(f"{what} {' '.join(map(str, ports))}{more}")
     if client.errors:
         details.append(f"error {' '.join(_harmless(e, '_') for e in client.errors[:MAX_DETAILS])}")
-    if not client.isNew:
+    if not (client.isNew or client.goesOn):
         details.append("not new")
     return f"{_name(key)} ({', '.join(details)})"
 

@@ -182,6 +182,7 @@ class Snapshot:
                 }
                 for (transport, server, error), count in facts.totals.items()
             ],
+            "distinct_ports": facts.distinctPorts,
             "ports": [{"port": port, "connections": count} for port, count in facts.ports],
             "minutes": _times(facts.minutes),
             "hours": _times(facts.hours),
