@@ -9,6 +9,7 @@ from processes import run, tool
 
 NEAR = """
 ip link add near type veth peer name far netns {far}
+ip link set lo up
 ip link set near up
 ip address add 192.0.2.1/24 dev near
 ip address add 2001:db8::1/64 dev near nodad

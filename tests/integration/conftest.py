@@ -166,13 +166,13 @@ def machines(start: Start) -> Machines:
     made = run(*alone, tool("ip"), *["link", "add", "near", "type", "veth", "peer", "far"])
     if made.returncode != 0:
         (pytest.skip if user else lacking)(f"cannot create a network namespace: {made.stderr}")
-    wait = "sh", "-c", "echo ready; exec sleep 60"
-    first = start(*alone, *wait)
+    wait = "sh", "-c", "echo ready; exec sleep 600"
+    first = start(*alone, *wait, patience=600)
     first.expect("ready")
     own = ["--user", "--preserve-credentials"] if user else []
     path = ["env", f"PATH={os.environ['PATH']}:/usr/sbin:/sbin"]  # Where root finds nft.
     near = [tool("nsenter"), f"--target={first.pid}", "--net", *own, *path]
-    second = start(*near, "unshare", "--net", *wait)
+    second = start(*near, "unshare", "--net", *wait, patience=600)
     second.expect("ready")
     far = [tool("nsenter"), f"--target={second.pid}", "--net", *own]
     for command, lines in (near, NEAR), (far, FAR):

@@ -14,15 +14,15 @@ from processes import DEPLOY, SCRIPTS, Start, run, tool
 
 pytestmark = pytest.mark.slow
 
-UNIT = DEPLOY / "systemd/hello-listen-every-port.service"
+UNIT = DEPLOY / "systemd/hello-listen-every-port.socket"
 
-# What systemd does with hello-listen.socket and transparent.conf.
+# What systemd does with the unit, but for its commands.
 SOCKET = """
 import os, socket, sys
 listening = socket.socket(socket.AF_INET6)
 listening.setsockopt(socket.IPPROTO_IPV6, 75, 1)  # IPV6_TRANSPARENT
 listening.bind(("::", 7878))
-listening.listen(4096)
+listening.listen(65535)
 os.dup2(listening.fileno(), 3)
 os.set_inheritable(3, True)
 os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1", LISTEN_FDNAMES="hello")
@@ -65,11 +65,13 @@ class Machine:
         """Start the services."""
         self._machines = machines
         start(*machines.near, sys.executable, "-c", SERVICES).expect("ready")
+        # Or a queue that is full loses clients of a scan, as the handbook says.
+        run(*machines.near, "sh", "-c", "echo 65535 > /proc/sys/net/core/somaxconn")
 
     def systemctl(self, action: str) -> None:
         """Run the commands of the unit, as systemctl start or stop does."""
         [line] = re.findall(
-            f"^Exec{action.capitalize()}=/usr/sbin/nft (.*)$", UNIT.read_text(), re.M
+            f"^Exec{action.capitalize()}[A-Z][a-z]+=-?/usr/sbin/nft (.*)$", UNIT.read_text(), re.M
         )
         words = line.replace("/opt/hello-listen/share/hello-listen", str(DEPLOY)).split()
         assert self._machines.nft(*words) == ""
@@ -157,21 +159,8 @@ def test_redirected_by_iptables(
     )
     server.expect("Listening on")
     program = tool("ip6tables" if ":" in host else "iptables")
-    rule = [
-        "-t",
-        "nat",
-        "-A",
-        "PREROUTING",
-        "-p",
-        "tcp",
-        "--dport",
-        "23:25",
-        "-j",
-        "REDIRECT",
-        "--to-ports",
-        "7878",
-    ]
-    made = run(*machines.near, program, *rule)
+    redirect = ["--dport", "23:25", "-j", "REDIRECT", "--to-ports", "7878"]
+    made = run(*machines.near, program, *["-t", "nat", "-A", "PREROUTING", "-p", "tcp"], *redirect)
     assert made.returncode == 0, made.stderr
     assert machine.call(host, 23, 25, 7878, 26) == ["23 ", "25 ", "7878 ", "26 Connection refused"]
     server.stop()
