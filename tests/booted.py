@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import sys
 from pathlib import Path
 from secrets import token_hex
@@ -74,15 +73,9 @@ class BootedMachine:
         ]
         self._nspawn = start(
             *[*machines.near, tool("unshare"), "--pid", "--mount-proc", "--fork", "--kill-child"],
-            *[
-                "sh",
-                "-euc",
-                BOOT,
-                "sh",
-                sys.prefix,
-                sys.base_prefix,
-                shlex.join(map(str, self._cgroups)),
-            ],
+            *["sh", "-euc", BOOT, "sh", sys.prefix, sys.base_prefix],
+            " ".join(map(str, self._cgroups)),
+            *["env", "SYSTEMD_NSPAWN_API_VFS_WRITABLE=network"],
             *[tool("systemd-nspawn"), "--directory=root", f"--machine={name}"],
             *["--register=no", "--keep-unit"] * isAlone,
             *["--network-namespace-path=/proc/self/ns/net", "--capability=CAP_NET_ADMIN"],

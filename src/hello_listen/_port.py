@@ -180,6 +180,9 @@ class HelloPort(FileDescriptor):
         @return: an error if the socket no longer listens: the reactor then closes this port.
         """
         adopter = self._adopter
+        if self._isInherited:
+            # Who else has the socket may make it block: systemd does, at each start of a service.
+            self._listener.setblocking(False)
         for number in range(self._maxAccepts):
             try:
                 if adopter.isUsed:

@@ -97,6 +97,17 @@ def test_a_status_with_several_sockets(inherit: Start) -> None:
         assert "Traceback" not in server.stop()
 
 
+def test_a_socket_that_another_process_makes_blocking(inherit: Start) -> None:
+    """A process ends, though another one has made its socket block, as systemd does."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = inherit(listener, "-e", "systemd:INET:name=hello")
+        address = addressOf(server)
+        for _ in range(3):
+            listener.setblocking(True)
+            untilEnd(address)
+        assert "Stopped. Connections: 3" in server.stop()
+
+
 @pytest.mark.parametrize("reactor", ["epoll", *map(slow, ("poll", "select", "asyncio"))])
 def test_sockets_that_another_process_shuts_down(
     inherit: Start, tmp_path: Path, reactor: str
