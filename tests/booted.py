@@ -11,15 +11,12 @@ from secrets import token_hex
 from machines import Machines
 from processes import DEPLOY, Start, run, tool, until
 
-CGROUPS = [Path("/sys/fs/cgroup", name) for name in ("", "systemd", "unified")]
-
 HANDBOOK = (DEPLOY / "README.md").read_text()
 
 BOOT = """
-for root in $3; do
-    mkdir $root
-    echo $$ > $root/cgroup.procs
-done
+mount -t cgroup2 none /sys/fs/cgroup
+mkdir /sys/fs/cgroup/$3
+echo $$ > /sys/fs/cgroup/$3/cgroup.procs
 mount -t tmpfs tmpfs layer
 cd layer
 mkdir files root work venv venv-work
@@ -51,11 +48,8 @@ ENVIRONMENT = [
 
 def commands(heading: str) -> list[str]:
     """Return each block of commands under a heading of the handbook."""
-    section = (
-        HANDBOOK.partition(f"\n### {heading}\n")[2] or HANDBOOK.partition(f"\n## {heading}\n")[2]
-    )
-    assert section, heading
-    text = re.split(r"^##", section, maxsplit=1, flags=re.MULTILINE)[0]
+    sections = re.split(r"^##+ (.*)\n", HANDBOOK, flags=re.MULTILINE)
+    text = sections[sections.index(heading) + 1]
     return re.findall(r"^```\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
@@ -66,22 +60,19 @@ class BootedMachine:
         """Boot it, as far as basic.target."""
         (folder / "layer").mkdir()
         name = f"hello-{token_hex(4)}"
-        # Without systemd around it, nobody gives it a cgroup of its own, or knows of it.
-        isAlone = not Path("/run/systemd/system").exists()
-        self._cgroups = [
-            root / name for root in CGROUPS if isAlone and (root / "cgroup.procs").exists()
-        ]
         self._nspawn = start(
             *[*machines.near, tool("unshare"), "--pid", "--mount-proc", "--fork", "--kill-child"],
-            *["sh", "-euc", BOOT, "sh", sys.prefix, sys.base_prefix],
-            " ".join(map(str, self._cgroups)),
+            *["sh", "-euc", BOOT, "sh", sys.prefix, sys.base_prefix, name],
             *["env", "SYSTEMD_NSPAWN_API_VFS_WRITABLE=network"],
             *[tool("systemd-nspawn"), "--directory=root", f"--machine={name}"],
-            *["--register=no", "--keep-unit"] * isAlone,
+            *["--register=no", "--keep-unit", "--link-journal=no", "--console=pipe"],
             *["--network-namespace-path=/proc/self/ns/net", "--capability=CAP_NET_ADMIN"],
-            *["--link-journal=no", "--console=pipe", "--boot", "systemd.unit=basic.target"],
+            *["--boot", "systemd.unit=basic.target"],
             patience=180,
         )
+        # Newer versions of systemd know no other cgroups than these.
+        [mount, *_] = re.findall(r"^\S+ (\S+) cgroup2 ", Path("/proc/mounts").read_text(), re.M)
+        self._cgroup = Path(mount, name)
         self._within: list[object] = []
         until(self._isBooted)
         # One that nspawn makes, which a unit with a /proc of its own does not see.
@@ -90,10 +81,9 @@ class BootedMachine:
     def end(self) -> None:
         """Switch it off."""
         self._nspawn.end()
-        for root in self._cgroups:
-            for folder, _, _ in os.walk(root, topdown=False):
-                until(lambda folder=folder: not Path(folder, "cgroup.procs").read_text())
-                os.rmdir(folder)
+        for folder, _, _ in os.walk(self._cgroup, topdown=False):
+            until(lambda folder=folder: not Path(folder, "cgroup.procs").read_text())
+            os.rmdir(folder)
 
     def _isBooted(self) -> bool:
         """Say whether systemd, which nspawn started, has reached its target."""
