@@ -89,7 +89,9 @@ class BootedMachine:
         """Say whether systemd, which nspawn started, has reached its target."""
         for nspawn in _children(self._nspawn.pid):
             for systemd in _children(nspawn):
-                self._within = [tool("nsenter"), f"--target={systemd}", "--all", *ENVIRONMENT]
+                # nspawn changes the root only, where it runs in a changed root itself.
+                enter = [tool("nsenter"), f"--target={systemd}", "--all", "--root"]
+                self._within = [*enter, *ENVIRONMENT]
                 return self.tell("systemctl is-active basic.target") == "active\n"
         return False
 
