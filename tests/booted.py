@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 from secrets import token_hex
 
@@ -82,8 +83,7 @@ class BootedMachine:
         """Switch it off."""
         self._nspawn.end()
         for folder, _, _ in os.walk(self._cgroup, topdown=False):
-            until(lambda folder=folder: not Path(folder, "cgroup.procs").read_text())
-            os.rmdir(folder)
+            until(lambda folder=folder: _isRemoved(folder))
 
     def _isBooted(self) -> bool:
         """Say whether systemd, which nspawn started, has reached its target."""
@@ -114,3 +114,10 @@ def _children(process: int) -> list[int]:
         return list(map(int, Path(f"/proc/{process}/task/{process}/children").read_text().split()))
     except FileNotFoundError:
         return []
+
+
+def _isRemoved(cgroup: str) -> bool:
+    """Remove a cgroup, and say whether it is gone: it is busy until its last process is."""
+    with suppress(OSError):
+        os.rmdir(cgroup)
+    return not os.path.exists(cgroup)
