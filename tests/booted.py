@@ -10,7 +10,7 @@ from pathlib import Path
 from secrets import token_hex
 
 from machines import Machines
-from processes import DEPLOY, Start, run, tool, until
+from processes import DEPLOY, PATIENCE, Start, run, tool, until
 
 HANDBOOK = (DEPLOY / "README.md").read_text()
 
@@ -69,7 +69,7 @@ class BootedMachine:
             *["--register=no", "--keep-unit", "--link-journal=no", "--console=pipe"],
             *["--network-namespace-path=/proc/self/ns/net", "--capability=CAP_NET_ADMIN"],
             *["--boot", "systemd.unit=basic.target"],
-            patience=180,
+            patience=3 * PATIENCE,
         )
         # Newer versions of systemd know no other cgroups than these.
         [mount, *_] = re.findall(r"^\S+ (\S+) cgroup2 ", Path("/proc/mounts").read_text(), re.M)
@@ -101,7 +101,7 @@ class BootedMachine:
 
     def run(self, command: str) -> str:
         """Run shell commands, which must succeed, and return their output."""
-        done = run(*self._within, "timeout", "50", "sh", "-ec", command)
+        done = run(*self._within, "timeout", f"{PATIENCE - 10:.0f}", "sh", "-ec", command)
         if done.returncode != 0:
             known = self.tell("systemctl list-jobs; ps axo pid,wchan:20,args; journalctl -n 50")
             raise AssertionError("\n".join([command, done.stdout, done.stderr, known]))

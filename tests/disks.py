@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from reactors import TIMEOUT
+
 
 class Disk:
     """
@@ -67,7 +69,7 @@ class Disk:
     def until(self, condition: Callable[[], object]) -> None:
         """Wait for a condition that may become true before or after a write or an opening."""
         with self._changed:
-            assert self._changed.wait_for(condition, 20)
+            assert self._changed.wait_for(condition, TIMEOUT)
 
     def _tell(self) -> None:
         """Wake the waiting test."""

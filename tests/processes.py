@@ -27,7 +27,7 @@ SCRIPTS = Path(sys.executable).parent
 DEPLOY = Path(__file__).parents[1] / "src" / "deploy"
 """The files that people copy."""
 
-PATIENCE = 60.0
+PATIENCE = 120.0
 """Timeout of every wait, in seconds; no test asserts a time."""
 
 SHOWN = 100

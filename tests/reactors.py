@@ -15,6 +15,9 @@ from zope.interface import implementer
 
 HOUR = 3600.0
 
+TIMEOUT = 60.0
+"""Timeout of every wait of a unit test, in seconds; processes.PATIENCE is that for programs."""
+
 
 class FakeReactor(MemoryReactorClock):
     """Makes the calls that threads request when a test waits for them."""
@@ -29,7 +32,7 @@ class FakeReactor(MemoryReactorClock):
 
     def callOne(self) -> None:
         """Wait for the next call from a thread, and make it."""
-        function, args = self._calls.get(timeout=20)
+        function, args = self._calls.get(timeout=TIMEOUT)
         function(*args)
 
     def wait(self, deferred: Deferred[Any]) -> None:

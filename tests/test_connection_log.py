@@ -31,7 +31,7 @@ from hello_listen._clock import waitFor
 from hello_listen._log_file import LogFile
 from hello_listen.connection import Summary
 from output import Output
-from reactors import FakeReactor
+from reactors import TIMEOUT, FakeReactor
 
 ADDRESS = IPv4Address("TCP", "192.0.2.7", 1)
 CONNECTION = Connection(1795378774.5, ADDRESS, ADDRESS)
@@ -61,7 +61,7 @@ class Said:
         """Wait until this was said."""
         with self._changed:
             assert self._changed.wait_for(
-                lambda: any(text.startswith(beginning) for text in self.texts), 20
+                lambda: any(text.startswith(beginning) for text in self.texts), TIMEOUT
             ), self.texts
 
 
@@ -95,7 +95,7 @@ def untilThreadsEnd(before: Sequence[threading.Thread]) -> None:
     """Wait until the threads of all logs have ended, except those of earlier tests that failed."""
     for thread in threading.enumerate():
         if thread.name.startswith("connection log") and thread not in before:
-            thread.join(20)
+            thread.join(TIMEOUT)
             assert not thread.is_alive()
 
 
@@ -338,13 +338,13 @@ def test_open_while_a_write_is_stuck(
     def write(file: LogFile, *_: object, **__: object) -> int:
         """Write to a disk that does not answer."""
         stuck.set()
-        assert goesOn.wait(20)
+        assert goesOn.wait(TIMEOUT)
         raise OSError
 
     monkeypatch.setattr(LogFile, "write", write)
     log = ConnectionLog(tmp_path / "log", reactor=reactor)
     reactor.run()
-    assert stuck.wait(20)
+    assert stuck.wait(TIMEOUT)
     giveUp(log, reactor)
     with pytest.raises(OSError, match="busy: "):
         log.open()
@@ -734,7 +734,7 @@ class Watched:
     def wait(self, count: int) -> None:
         """Wait until the log has looked so often."""
         for _ in range(count):
-            assert self._looks.acquire(timeout=20)
+            assert self._looks.acquire(timeout=TIMEOUT)
 
 
 def test_write_that_is_stuck(
@@ -771,22 +771,23 @@ def test_end_just_after_a_look(
 ) -> None:
     """The watching thread ends with the log, even if that ends right after a check."""
     timedOut, ended = threading.Event(), threading.Event()
+    before = threading.enumerate()
 
     def wait(event: threading.Event, seconds: float) -> bool:
         found = waitFor(event, seconds)
         if not found and threading.current_thread().name == "connection log watch":
             timedOut.set()
-            ended.wait(20)
+            ended.wait(TIMEOUT)
         return found
 
     monkeypatch.setattr(module, "waitFor", wait)
     Watched(monkeypatch)
     log = ConnectionLog(tmp_path / "log", reactor=reactor)
     log(CONNECTION)
-    assert timedOut.wait(20)
+    assert timedOut.wait(TIMEOUT)
     close(log, reactor)
     ended.set()
-    untilThreadsEnd([])
+    untilThreadsEnd(before)
 
 
 def test_log_that_has_nothing_to_write(
@@ -816,12 +817,12 @@ def test_opening_that_is_stuck(
     def reopen(file: LogFile) -> None:
         """Open a file on a disk that does not answer."""
         stuck.set()
-        assert goesOn.wait(20)
+        assert goesOn.wait(TIMEOUT)
 
     monkeypatch.setattr(LogFile, "reopen", reopen)
     reactor.run()
     log.reopen()
-    assert stuck.wait(20)
+    assert stuck.wait(TIMEOUT)
     log(CONNECTION)
     said.wait("Connection log failed, records are kept in memory: records have waited")
     goesOn.set()

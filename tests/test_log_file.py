@@ -19,6 +19,7 @@ from events import texts
 from hello_listen import _log_file as module
 from hello_listen._log_file import LogFile, standardStream
 from output import Output
+from reactors import TIMEOUT
 
 
 def full() -> OSError:
@@ -429,13 +430,13 @@ def test_another_log_on_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         """Let the other log try to append between the check of the size and the truncation."""
         disk.room = 100
         thread.start()
-        assert tried.wait(20)
+        assert tried.wait(TIMEOUT)
         ftruncate(descriptor, size)
 
     monkeypatch.setattr(fcntl, "flock", lock)
     monkeypatch.setattr(os, "ftruncate", truncate)
     assert file.write(b"one\ntwo\n", 0) == 4
-    thread.join(20)
+    thread.join(TIMEOUT)
     assert file.write(b"one\ntwo\n", 4) == 4
     assert path.read_bytes() == b"one\nother\ntwo\n"
     file.close()

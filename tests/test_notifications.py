@@ -20,7 +20,7 @@ from twisted.logger import capturedLogs
 from events import texts
 from hello_listen import Connection, Notifications, SendError
 from hello_listen import notifications as module
-from reactors import FakeReactor
+from reactors import TIMEOUT, FakeReactor
 from turns import until
 
 NOON = 1_767_268_800.0
@@ -62,7 +62,7 @@ class Receiver:
         self.calls.put((title, text))
         result = self.results.pop(0) if self.results else None
         if isinstance(result, Event):
-            result.wait(20)
+            result.wait(TIMEOUT)
             result = None
         if isinstance(result, BaseException):
             raise result
@@ -83,7 +83,7 @@ class Receiver:
 
     def get(self) -> str:
         """Wait for the next call, and return its text."""
-        return self.calls.get(timeout=20)[1]
+        return self.calls.get(timeout=TIMEOUT)[1]
 
     def close(self) -> list[str]:
         """Close the notifications, and return what is logged."""
@@ -110,7 +110,7 @@ def test_first_and_sum() -> None:
     """The first client is reported at once; later ones share one message that counts all."""
     receiver = Receiver()
     receiver.connect(IPv4Address("TCP", "192.0.2.99", 1))
-    first = receiver.calls.get(timeout=20)
+    first = receiver.calls.get(timeout=TIMEOUT)
     assert first == (
         "hello-listen on vm: 1 new client",
         "1 new client, 1 connection since 2026-01-01 12:00: 192.0.2.99 (1, port 7878)",
@@ -172,7 +172,7 @@ def test_scan() -> None:
     for port in range(1, 1001):
         receiver.connect(v4(1), server=server(port))
     assert receiver.close() == []
-    title, text = receiver.calls.get(timeout=20)
+    title, text = receiver.calls.get(timeout=TIMEOUT)
     assert title == "hello-listen on vm: 1 client on further ports"
     assert re.fullmatch(
         r"1 client on further ports, 1000 connections since \d\d:\d\d: "
@@ -366,7 +366,7 @@ def test_merging(monkeypatch: pytest.MonkeyPatch) -> None:
     send = receiver.send
 
     def held(title: str, text: str) -> object:
-        hold.wait(20)
+        hold.wait(TIMEOUT)
         return send(title, text)
 
     receiver.notifications._send = held
@@ -462,12 +462,12 @@ def test_given_up_before_a_retry(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def wait(event: Event, seconds: float) -> None:
         waits.set()
-        over.wait(20)
+        over.wait(TIMEOUT)
 
     monkeypatch.setattr(module, "waitFor", wait)
     receiver = Receiver(OSError())
     receiver.connect(v4(1))
-    assert waits.wait(20)
+    assert waits.wait(TIMEOUT)
     with capturedLogs() as logged:
         closed = receiver.notifications.close()
         receiver.reactor.advance(module.CLOSE_TIMEOUT)
@@ -521,7 +521,7 @@ def test_host(host: str) -> None:
     notifications = Notifications(lambda title, text: titles.put(title), host=host)
     notifications(Connection(NOON, v4(1), PORT))
     name = re.sub("[_\n]", "?", host)
-    assert titles.get(timeout=20) == f"hello-listen on {name}: 1 new client"
+    assert titles.get(timeout=TIMEOUT) == f"hello-listen on {name}: 1 new client"
 
 
 def test_defaults() -> None:
@@ -529,7 +529,7 @@ def test_defaults() -> None:
     got: Queue[str] = Queue()
     notifications = Notifications(lambda title, text: got.put(title))
     notifications(Connection(NOON, v4(1), PORT))
-    assert re.fullmatch(r"hello-listen on [\w.?-]+: 1 new client", got.get(timeout=20))
+    assert re.fullmatch(r"hello-listen on [\w.?-]+: 1 new client", got.get(timeout=TIMEOUT))
     assert notifications._by() == ""
     with pytest.raises(TypeError, match="not callable: 3"):
         Notifications(3)  # type: ignore[arg-type]

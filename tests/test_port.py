@@ -38,6 +38,7 @@ from hello_listen._proxy import ProxiedFactory, pendingHeaders
 from hello_listen._transport import EndedTransport
 from hello_listen._unix import UNIXReactor
 from processes import silent
+from reactors import TIMEOUT
 from turns import reactor, turnFor, until
 
 HEADER = b"PROXY TCP4 192.0.2.7 192.0.2.1 1 2\r\n"
@@ -76,10 +77,10 @@ class Server:
         """Connect a client, which waits in the accept queue."""
         address: Any = self.port.getHost()
         if isinstance(address, (IPv4Address, IPv6Address)):
-            client = socket.create_connection((host, address.port), timeout=20)
+            client = socket.create_connection((host, address.port), timeout=TIMEOUT)
         else:
             client = socket.socket(socket.AF_UNIX)
-            client.settimeout(20)
+            client.settimeout(TIMEOUT)
             client.connect(address.name)
         client.sendall(data)
         return client

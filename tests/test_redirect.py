@@ -15,6 +15,7 @@ from twisted.internet.testing import MemoryReactorClock
 
 from hello_listen import Connection, HelloEndpoint, HelloFactory, HelloProtocol
 from hello_listen._redirect import originalAddress
+from reactors import TIMEOUT
 from turns import reactor, until
 
 V4 = bytes.fromhex("0200 0016 c0000201 0000000000000000")
@@ -96,7 +97,7 @@ def test_not_redirected(make: type[HelloFactory], data: bytes, error: str | None
     endpoint = HelloEndpoint(reactor, "Redirected:tcp:0:interface=127.0.0.1")
     endpoint.listen(make(seen.append)).addCallback(ports.append)
     [port] = ports
-    client = socket.create_connection(("127.0.0.1", port.getHost().port), timeout=20)
+    client = socket.create_connection(("127.0.0.1", port.getHost().port), timeout=TIMEOUT)
     until(lambda: select.select([client], [], [], 0)[0])
     with client:
         assert client.recv(100) == data

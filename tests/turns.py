@@ -8,12 +8,14 @@ from typing import Any
 
 from twisted.internet import reactor as globalReactor
 
+from reactors import TIMEOUT
+
 reactor: Any = globalReactor
 
 
 def until(condition: Callable[..., object], reactor: Any = reactor) -> None:
     """Run turns of a reactor until a condition is true."""
-    end = monotonic() + 20
+    end = monotonic() + TIMEOUT
     while not condition():
         assert monotonic() < end, "timeout: the condition is still false"
         reactor.iterate(0.01)

@@ -181,7 +181,7 @@ def podman(inside: list[str]) -> Iterator[Podman]:
             "CONTAINERS_CONF": f"{folder}/containers.conf",
             "PATH": f"{folder}:{os.environ['PATH']}",
         }
-        ended = run(program if by == "podman" else tool(by), *arguments, env=settings, patience=120)
+        ended = run(program if by == "podman" else tool(by), *arguments, env=settings)
         print(by, *arguments, ended.stdout, ended.stderr, sep="\n")  # Shown in a failure.
         return ended
 
@@ -212,7 +212,7 @@ def image(podman: Podman, tmp_path: Path) -> str:
     run(python, "-m", "venv", tmp_path / "env")
     made = run(
         tmp_path / "env" / "bin" / "pip", "wheel", "-q", "-w", tmp_path / "wheels",
-        f"{DEPLOY.parents[1]}[status]", "hatchling", patience=120,
+        f"{DEPLOY.parents[1]}[status]", "hatchling",
     )  # fmt: skip
     assert made.returncode == 0, made.stderr
     (tmp_path / "pip.conf").write_text("[global]\nno-index = true\nfind-links = /wheels\n")

@@ -85,7 +85,7 @@ class Machine:
     def scan(self, host: str) -> set[int]:
         """Scan all ports of the machine from its neighbour, and return those that are open."""
         options = ["-n", "-Pn", "-sT", "-p-", *(["-6"] if ":" in host else [])]
-        done = run(*self._machines.far, tool("nmap"), *options, host, patience=60)
+        done = run(*self._machines.far, tool("nmap"), *options, host)
         opened = {int(port) for port in re.findall(r"^(\d+)/tcp +open", done.stdout, re.MULTILINE)}
         assert len(opened) > 65000, done.stdout[-500:] + done.stderr
         return opened

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import hello_listen
-from processes import LOOPBACK, SCRIPTS, Start, addressOf, familyOf, makeCertificate, slow
+from processes import LOOPBACK, PATIENCE, SCRIPTS, Start, addressOf, familyOf, makeCertificate, slow
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_edit(start: Start, tmp_path: Path, endpoint: str) -> None:
     )  # fmt: skip
     address = addressOf(server)
     plain = socket.socket(familyOf(address))
-    plain.settimeout(20)
+    plain.settimeout(PATIENCE)
     plain.connect(address if isinstance(address, str) else ("127.0.0.1", address[1]))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE

@@ -20,7 +20,7 @@ PLUGIN = "twisted/plugins/hello_listen_plugin.py"
 
 def succeed(*arguments: object, cwd: Path) -> str:
     """Run a program, and return what it printed."""
-    ended = run(*arguments, cwd=cwd, patience=120)
+    ended = run(*arguments, cwd=cwd)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return ended.stdout
 

@@ -18,6 +18,7 @@ import pytest
 from logs import account, counted, recorded, untilWritten
 from processes import (
     LOOPBACK,
+    PATIENCE,
     SCRIPTS,
     Process,
     Start,
@@ -153,7 +154,7 @@ def test_as_soon_as_clients_come(start: Start, tmp_path: Path, name: str) -> Non
     port = freePort()
     endpoint = f"tcp:{port}:interface=127.0.0.1"
     server = start(*TWISTD, *LOGGED[:3], "-e", endpoint, start_new_session=True)
-    end = time.monotonic() + 20
+    end = time.monotonic() + PATIENCE
     with socket.socket() as client:
         # Without a pause: the reactor runs some milliseconds later.
         while client.connect_ex(("127.0.0.1", port)):
