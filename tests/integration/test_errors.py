@@ -46,6 +46,9 @@ USAGE_ERRORS = [
     (["-e", "tcp:0:backlog=abc"], "'tcp:0:backlog=abc': not a number: 'abc'"),
     (["-e", "unix:"], "'unix:': missing: 'address'"),
     (["-e", "ssl:0:privateKey=no.pem"], "No such file or directory: '"),
+]
+# Those that are tried under twist, too.
+TWIST_USAGE_ERRORS = [
     (["-e", "systemd:domain=INET:index=0"], "no such socket was inherited"),
     (["-e", "systemd:domain=INET:name=web"], "no such socket was inherited"),
     (["surplus"], "unexpected argument: 'surplus'"),
@@ -61,8 +64,8 @@ LISTEN_ERRORS = [
 ]
 # A daemonizing twistd parses its options before it does anything else, as twistd -n does; under
 # twist, too, usage errors are all ours to show.
-CASES = [("twistd -n", *case) for case in USAGE_ERRORS]
-CASES += [("twist", *case) for case in USAGE_ERRORS[-4:]]
+CASES = [("twistd -n", *case) for case in USAGE_ERRORS + TWIST_USAGE_ERRORS]
+CASES += [("twist", *case) for case in TWIST_USAGE_ERRORS]
 CASES += [
     (how, [*before, "-e", endpoint], f"{reason}: '{endpoint}'")
     for how in ("twistd -n", "twist", "twistd")
