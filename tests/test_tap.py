@@ -27,8 +27,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IListeningPort
 from twisted.logger import capturedLogs, formatEvent
 from twisted.plugin import getPlugins
+from twisted.python.usage import CompleteFiles, UsageError
 from twisted.python.usage import Options as UsageOptions
-from twisted.python.usage import UsageError
 from zope.interface import implementer
 
 import hello_listen
@@ -637,6 +637,14 @@ def test_completion_of_repeatable_options() -> None:
     options = parse()
     told = {options.synonyms[n] for n, text in options.docs.items() if "repeatable" in text}
     assert told == set(Options.compData.multiUse)
+
+
+def test_completion_of_values() -> None:
+    """Each value has a completion: files if C{--help} says that it takes one, else another."""
+    options, actions = parse(), Options.compData.optActions
+    assert {name[:-1] for name in options.longOpt if name.endswith("=")} == set(actions)
+    told = {options.synonyms[n] for n, t in options.docs.items() if re.search("file|FILE", t)}
+    assert told == {name for name, each in actions.items() if isinstance(each, CompleteFiles)}
 
 
 def test_signals_while_it_stops(terminal: Terminal, received: list[int]) -> None:

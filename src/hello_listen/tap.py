@@ -58,6 +58,7 @@ class Options(UsageOptions):
             **dict.fromkeys(["endpoint", "per-client", "status", "summarize"], Completer()),
             "connection-log": CompleteFiles(),
             "mmdb": CompleteFiles("*.mmdb"),
+            "notify": CompleteFiles(),
             "status-host": CompleteHostnames(),
             "trusted-proxy": CompleteHostnames(),
         },
