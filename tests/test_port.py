@@ -312,7 +312,7 @@ leavesSocket = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 def test_reset_while_it_is_handed_over(serve: Serve, make: Any, data: bytes) -> None:
     """A client that resets while the reactor adopts it is recorded like one that did so before."""
 
-    class Subclass(HelloFactory):
+    class Subclass(HelloProtocol):
         pass
 
     def reset() -> None:
@@ -320,13 +320,16 @@ def test_reset_while_it_is_handed_over(serve: Serve, make: Any, data: bytes) -> 
         client.close()
 
     seen: list[Connection] = []
+    hello = HelloFactory(seen.append)
+    hello.protocol = Subclass
     through = Between("adoptStreamConnection", reset)
-    server = serve(make=make, hello=Subclass(seen.append), through=through)
+    server = serve(make=make, hello=hello, through=through)
     client = server.connect(data=data)
     name = client.getsockname()[1]
     with capturedLogs() as events:
         until(lambda: seen)
     assert not events
+    assert client.fileno() == -1
     named = make is proxied and data
     assert [connection.clientPort for connection in seen] == [1 if named else name]
     why = "proxy_header_incomplete" if make is proxied and not data else None
