@@ -34,6 +34,10 @@ class HelloService(Service):
     belongs to one service. A start calls C{open} of the observers that have it, which opens them
     again after a stop.
 
+    C{close} may return a L{twisted.internet.defer.Deferred}, which a stop waits for without a
+    timeout. A result that is true, as that of L{ConnectionLog.close}, says that the observer has
+    logged the number of connections; unless there is one, the stop logs it.
+
     >>> from hello_listen import HelloFactory, HelloService
     >>> service = HelloService(HelloFactory(print), ["tcp:0:interface=127.0.0.1"])
     >>> service.startService()
