@@ -1,4 +1,8 @@
-"""Puts what C{--help} tells into the manual pages: C{python manual.py} renews them."""
+"""
+Renews the manual pages by C{python manual.py}.
+
+It takes the options from C{--help}, and the version and its date from the changelog.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,9 @@ from pathlib import Path
 from hello_listen.tap import Options
 from processes import SCRIPTS, run
 
-PAGES = Path(__file__).parents[1] / "src" / "man"
+ROOT = Path(__file__).parents[1]
+PAGES = ROOT / "src" / "man"
+CHANGELOG = ROOT / ".github" / "CHANGELOG.md"
 
 COMMANDS = {
     "hello-listen": ["twistd", "hello-listen"],
@@ -21,7 +27,7 @@ COMMANDS = {
 
 
 def renewed(name: str) -> str:
-    """Return a page with the options, and the exit statuses if any, that C{--help} tells."""
+    """Return a page with its release, and the options and exit statuses that C{--help} tells."""
     program, *arguments = COMMANDS[name]
     # So wide that no text is wrapped.
     told = run(SCRIPTS / program, *arguments, "--help", env={"COLUMNS": "1000"}).stdout
@@ -29,8 +35,16 @@ def renewed(name: str) -> str:
     told = re.sub(r"\n {5,}(?![ -])", "  ", told)
     options, _, statuses = told.partition("exit status:\n")
     page = (PAGES / f"{name}.1").read_text()
+    page = re.sub("(?<= 1 ).*", lambda _: _release(), page, count=1)
     page = _replaced(page, "OPTIONS", re.findall("^ .*", options, re.MULTILINE))
     return _replaced(page, "EXIT STATUS", statuses.splitlines()) if statuses else page
+
+
+def _release() -> str:
+    """Return the date and the version of the newest section of the changelog, as roff."""
+    section = re.search(r"^## (\S+) \((\S+)\)$", CHANGELOG.read_text(), re.MULTILINE)
+    assert section, CHANGELOG
+    return f'{section[2]} "{_escaped("hello-listen")} {section[1]}"'
 
 
 def _replaced(page: str, section: str, told: list[str]) -> str:

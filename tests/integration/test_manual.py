@@ -17,7 +17,7 @@ from processes import PATIENCE, SCRIPTS, run, tool
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_options(name: str) -> None:
-    """A page tells what C{--help} tells; else C{python tests/manual.py} renews it."""
+    """A page agrees with C{--help} and the changelog; else C{python tests/manual.py} renews it."""
     assert (PAGES / f"{name}.1").read_text() == renewed(name)
 
 
