@@ -28,7 +28,7 @@ DEPLOY = Path(__file__).parents[1] / "src" / "deploy"
 """The files that people copy."""
 
 PATIENCE = 120.0
-"""Timeout of every wait, in seconds; no test asserts a time."""
+"""Timeout of every wait for a program, in seconds; no test asserts a time."""
 
 SHOWN = 100
 """Upper bound of a program's output in a failure, in lines."""

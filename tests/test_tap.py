@@ -640,7 +640,7 @@ def test_completion_of_repeatable_options() -> None:
 
 
 def test_completion_of_values() -> None:
-    """Each value has a completion: files if C{--help} says that it takes one, else another."""
+    """An option with a value has a completion: of files, if C{--help} says that it takes one."""
     options, actions = parse(), Options.compData.optActions
     assert {name[:-1] for name in options.longOpt if name.endswith("=")} == set(actions)
     told = {options.synonyms[n] for n, t in options.docs.items() if re.search("file|FILE", t)}
