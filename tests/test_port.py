@@ -425,7 +425,7 @@ def test_factory_that_refuses(serve: Serve, reset: bool) -> None:
 
 
 def test_observer_that_stops_the_port(serve: Serve) -> None:
-    """A port of an inherited socket that an observer stops accepts no more connections."""
+    """A port of an inherited socket that an observer stops accepts who waits already."""
     with socket.create_server(("127.0.0.1", 0)) as owned:
         stopping: list[Any] = []
         hello = HelloFactory(lambda connection: stopping[0].stopListening())
@@ -434,11 +434,10 @@ def test_observer_that_stops_the_port(serve: Serve) -> None:
         clients = [server.connect() for _ in range(2)]
         with capturedLogs() as events:
             server.port.doRead()
-        assert hello.connections == 1
         assert not events
-        assert ended(clients[0])
-        clients[1].close()
+        assert all(map(ended, clients))
         server.stop()
+        assert hello.connections == 2
 
 
 def test_system_that_cannot_refuse(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1231,7 +1230,7 @@ def test_unix_socket_that_cannot_be_removed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", ["AF_UNIX", "AF_INET"])
 def test_inherited_socket(tmp_path: Path, family: str) -> None:
-    """An inherited socket stays open after the stop, with its mode and its accept queue."""
+    """An inherited socket stays open after the stop, which serves who waits, with its mode."""
     path = str(tmp_path / "s")
     with socket.socket(getattr(socket, family)) as owned, ExitStack() as stack:
         owned.bind(path if family == "AF_UNIX" else ("127.0.0.1", 0))
@@ -1244,16 +1243,45 @@ def test_inherited_socket(tmp_path: Path, family: str) -> None:
         until(lambda: server.seen)
         assert ended(first)
         server.port.stopReading()
-        waiting = stack.enter_context(server.connect())
+        waiting = [stack.enter_context(server.connect()) for _ in range(MAX_ACCEPTS + 1)]
         server.stop()
         assert server.hello.numPorts == 0
-        assert len(server.seen) == 1
+        assert len(server.seen) == len(waiting) + 1
+        assert [client.recv(1) for client in waiting] == [b""] * len(waiting)
+        later = socket.socket(getattr(socket, family))
+        stack.enter_context(later).connect(owned.getsockname())
         again = Server(owned=owned)
         until(lambda: again.seen)
-        assert waiting.recv(1) == b""
         again.stop()
         if family == "AF_UNIX":
             assert os.stat(path).st_mode & 0o777 == 0o600
+
+
+def test_inherited_socket_without_descriptors() -> None:
+    """A stop that runs out of descriptors leaves the rest of the queue to other processes."""
+    with socket.create_server(("127.0.0.1", 0)) as owned:
+        server = Server(owned=owned)
+        server.port.stopReading()
+        client = server.connect()
+        with Hog():
+            server.stop()
+        assert server.seen == []
+        again = Server(owned=owned)
+        assert ended(client)
+        again.stop()
+
+
+def test_inherited_socket_that_the_reactor_closes() -> None:
+    """A port that the reactor closes as its stop serves who waits accepts nobody more."""
+    with socket.create_server(("127.0.0.1", 0)) as owned:
+        server = Server(owned=owned)
+        server.port.stopReading()
+        with server.connect():
+            stopped = server.port.stopListening()
+            server.port.connectionLost(Failure(ConnectionError()))
+            until(lambda: stopped.called)
+        assert server.seen == []
+        assert server.hello.numPorts == 0
 
 
 def test_inherited_socket_behind_a_proxy() -> None:

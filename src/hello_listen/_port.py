@@ -24,7 +24,7 @@ from hello_listen._addresses import addressText, socketAddress, unmapped
 from hello_listen._adopter import NO_DESCRIPTOR, Adopter
 from hello_listen._clock import monotonicClock
 from hello_listen._drain import Drain, endConnections, refuseNew
-from hello_listen._drops import DropWatch
+from hello_listen._drops import DropWatch, queueState
 from hello_listen._failures import WARNING_INTERVAL, FailureLog
 from hello_listen._proxy import PendingHeaders, ProxiedFactory, pendingHeaders
 from hello_listen._redirect import RedirectedProtocol, originalAddress
@@ -36,6 +36,9 @@ MAX_ACCEPTS = 32
 
 SHARING_PROCESSES = 8
 """Processes that may share an inherited socket: each accepts a batch meanwhile, at most."""
+
+MAX_WAITING = 4096
+"""Connections of an inherited socket that a stop accepts where the system tells no length."""
 
 MAX_EVICTIONS = 32
 """Connections that a port evicts at most at once."""
@@ -51,11 +54,12 @@ class State(Enum):
 
     LISTENING = "accepts connections"
     DRAINING = "stops; refuses new clients, and accepts those in its accept queue"
+    SERVING = "stops; accepts who waits in the accept queue of an inherited socket"
     LEAVING = "stops; leaves the accept queue of an inherited socket to other processes"
     CLOSED = "serves its socket no more"
 
 
-_ACCEPTING = State.LISTENING, State.DRAINING
+_ACCEPTING = State.LISTENING, State.DRAINING, State.SERVING
 
 
 @implementer(IListeningPort)
@@ -109,6 +113,9 @@ class HelloPort(FileDescriptor):
         self._hello = hello
         self._proxied = proxied
         self._isInherited = isInherited
+        self._accept = self._acceptInherited if isInherited else self._listener.accept
+        self._waiting = select.poll()
+        self._waiting.register(self._listener, select.POLLIN)
         self._clock = monotonicClock(reactor)
         self._drops = DropWatch(self._listener, self._clock, self._reportDrops)
         # Clients that are not recorded, as those of the status page, must not delay the others.
@@ -118,6 +125,7 @@ class HelloPort(FileDescriptor):
             self._maxAccepts = min(self._maxAccepts, self._drops.limit + 1)
         self._shortage = _Shortage(pendingHeaders(reactor), self._clock)
         isInPlace = type(port.factory) is HelloFactory and port.factory.protocol is HelloProtocol
+        self._isInPlace = isInPlace
         self._adopter = Adopter(self._listener, reactor, not isInPlace, bool(hello))
         self._adopt = self._adopter.adopt
         self.host: IAddress | None = self.getHost()
@@ -162,7 +170,8 @@ class HelloPort(FileDescriptor):
         """
         Refuse new connections, then serve the accept queue.
 
-        The queue of an inherited socket is left to other processes. Connections that another
+        Of the queue of an inherited socket, it serves who waits now, unless a header or another
+        protocol takes time; the rest is left to other processes. Connections that another
         protocol of the L{HelloFactory} keeps open have 5 seconds to end; then they are aborted.
 
         @return: a L{Deferred} that fires when the socket and these connections are closed.
@@ -180,14 +189,11 @@ class HelloPort(FileDescriptor):
         @return: an error if the socket no longer listens: the reactor then closes this port.
         """
         adopter = self._adopter
-        if self._isInherited:
-            # Who else has the socket may make it block: systemd does, at each start of a service.
-            self._listener.setblocking(False)
         for number in range(self._maxAccepts):
             try:
                 if adopter.isUsed:
                     adopter.reserve()
-                connection, name = self._listener.accept()
+                connection, name = self._accept()
             except OSError as error:
                 adopter.release()
                 return self._endBatch(error, number)
@@ -216,6 +222,18 @@ class HelloPort(FileDescriptor):
         self._drops.end()
         self._listener.detach()
         self._port.connectionLost(reason)
+
+    def _acceptInherited(self) -> tuple[socket.socket, Any]:
+        """
+        Accept a connection, without waiting for one.
+
+        Who shares the socket may make it block at any time: systemd does, at each start of a
+        service without C{NonBlocking=}.
+        """
+        self._listener.setblocking(False)
+        if not self._waiting.poll(0):
+            raise BlockingIOError
+        return self._listener.accept()
 
     def _endBatch(self, error: OSError, number: int) -> ConnectionLost | None:
         """
@@ -323,8 +341,13 @@ class HelloPort(FileDescriptor):
             return
         try:
             if self._isInherited:
-                self._state = State.LEAVING
+                self._state = State.SERVING
                 self.stopReading()
+                if self._isInPlace:
+                    await self._serveWaiting()
+                if self._state is State.CLOSED:
+                    return
+                self._state = State.LEAVING
             else:
                 self._state = State.DRAINING
                 with suppress(OSError):  # Not every system supports this.
@@ -334,6 +357,18 @@ class HelloPort(FileDescriptor):
                 _log.error("Clients in the queue were not served: {address}", address=address)
         finally:
             self.connectionLost(Failure(ConnectionDone()))
+
+    async def _serveWaiting(self) -> None:
+        """Accept who waits in the queue of an inherited socket, which may be closed next."""
+        queue = queueState(self._listener)
+        length = queue.length if queue else MAX_WAITING
+        for _ in range(math.ceil(length / self._maxAccepts)):
+            if not self._waiting.poll(0):
+                break
+            await deferLater(self._clock, 0)
+            if self.isPaused or self._state is not State.SERVING:
+                break
+            self.doRead()
 
     def _endConnections(self, result: Any) -> Deferred[Any]:
         """End the connections that are still open, and pass on a result."""
