@@ -104,6 +104,14 @@ tests:
     alert_rule_test:
       - {eval_time: 9m, alertname: ConnectionsLost}
       - {eval_time: 11m, alertname: ConnectionsLost, exp_alerts: [{exp_labels: {job: j, instance: i}}]}
+  - name: an accept queue was full
+    interval: 1m
+    input_series:
+      - {series: 'hello_listen_dropped_packets_total{job="j", instance="i", server="[::]:7878"}', values: 0x9 5x20}
+    alert_rule_test:
+      - {eval_time: 9m, alertname: QueueFull}
+      - {eval_time: 11m, alertname: QueueFull, exp_alerts: [{exp_labels: {job: j, instance: i}}]}
+      - {eval_time: 20m, alertname: QueueFull}
   - name: the log cannot be written
     interval: 1m
     input_series:
@@ -359,11 +367,11 @@ def test_nginx_with_a_password(hello: Start, nginx: Start, tmp_path: Path) -> No
 
 
 def test_alert_rules(tmp_path: Path) -> None:
-    """Alerts fire at each connection, for a dead canary, a probe not counted, and at losses."""
+    """Alerts fire at connections, dead canaries, uncounted probes, losses and full queues."""
     rules = DEPLOY / "prometheus" / "alert-rules.yml"
     checked = run(tool("promtool"), "check", "rules", rules)
     assert checked.returncode == 0, checked.stderr
-    assert "5 rules found" in checked.stdout
+    assert "6 rules found" in checked.stdout
     (tmp_path / "rules.yml").write_text(re.sub(r" *annotations:\n.*\n", "", rules.read_text()))
     (tmp_path / "test.yml").write_text(RULES_TEST)
     tested = run(tool("promtool"), "test", "rules", "test.yml", cwd=tmp_path)
@@ -374,7 +382,7 @@ def test_fleet_rules() -> None:
     """Prometheus finds nothing wrong with the fleet's files."""
     checked = run(tool("promtool"), "check", "config", DEPLOY / "prometheus" / "prometheus.yml")
     assert checked.returncode == 0, checked.stderr
-    assert "4 rules found" in checked.stdout
+    assert "5 rules found" in checked.stdout
 
 
 @pytest.mark.slow
