@@ -440,6 +440,27 @@ def test_observer_that_stops_the_port(serve: Serve) -> None:
         assert hello.connections == 2
 
 
+def test_observer_that_stops_a_port_of_another_factory() -> None:
+    """A port that is not served in place leaves who waits to other processes, at once."""
+
+    class OwnFactory(HelloFactory):
+        """A factory of an application."""
+
+    with socket.create_server(("127.0.0.1", 0)) as owned:
+        stopping: list[Any] = []
+        hello = OwnFactory(lambda connection: stopping[0].stopListening())
+        server = Server(hello=hello, owned=owned)
+        stopping.append(server.port)
+        clients = [server.connect() for _ in range(2)]
+        server.port.doRead()
+        server.stop()
+        assert ended(clients[0])
+        assert hello.connections == 1
+        again = Server(owned=owned)
+        assert ended(clients[1])
+        again.stop()
+
+
 def test_system_that_cannot_refuse(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where new clients cannot be refused, the port closes all the same."""
 
