@@ -114,8 +114,8 @@ class HelloPort(FileDescriptor):
         self._proxied = proxied
         self._isInherited = isInherited
         self._accept = self._acceptInherited if isInherited else self._listener.accept
-        self._waiting = select.poll()
-        self._waiting.register(self._listener, select.POLLIN)
+        self._poll = select.poll()
+        self._poll.register(self._listener, select.POLLIN | getattr(select, "POLLRDHUP", 0))
         self._clock = monotonicClock(reactor)
         self._drops = DropWatch(self._listener, self._clock, self._reportDrops)
         # Clients that are not recorded, as those of the status page, must not delay the others.
@@ -124,9 +124,10 @@ class HelloPort(FileDescriptor):
             # No smaller batch empties a full queue, so only a whole one needs a look at the drops.
             self._maxAccepts = min(self._maxAccepts, self._drops.limit + 1)
         self._shortage = _Shortage(pendingHeaders(reactor), self._clock)
-        isInPlace = type(port.factory) is HelloFactory and port.factory.protocol is HelloProtocol
-        self._isInPlace = isInPlace
-        self._adopter = Adopter(self._listener, reactor, not isInPlace, bool(hello))
+        self._isInPlace = (
+            type(port.factory) is HelloFactory and port.factory.protocol is HelloProtocol
+        )
+        self._adopter = Adopter(self._listener, reactor, not self._isInPlace, bool(hello))
         self._adopt = self._adopter.adopt
         self.host: IAddress | None = self.getHost()
         self._isRedirected = isRedirected
@@ -231,7 +232,7 @@ class HelloPort(FileDescriptor):
         service without C{NonBlocking=}.
         """
         self._listener.setblocking(False)
-        if not self._waiting.poll(0):
+        if not self._poll.poll(0):
             raise BlockingIOError
         return self._listener.accept()
 
@@ -246,9 +247,7 @@ class HelloPort(FileDescriptor):
         """
         isEmpty = isinstance(error, (BlockingIOError, ConnectionAbortedError))
         if not isEmpty or number == 0:
-            poll = select.poll()
-            poll.register(self._listener, select.POLLIN | getattr(select, "POLLRDHUP", 0))
-            events = sum(event for _, event in poll.poll(0))
+            events = sum(event for _, event in self._poll.poll(0))
             # Another process that shares the socket has shut it down.
             if events & ~select.POLLIN and self._state is State.LISTENING:
                 return ConnectionLost()
@@ -341,12 +340,12 @@ class HelloPort(FileDescriptor):
             return
         try:
             if self._isInherited:
-                self._state = State.SERVING
                 self.stopReading()
                 if self._isInPlace:
+                    self._state = State.SERVING
                     await self._serveWaiting()
-                if self._state is State.CLOSED:
-                    return
+                    if self._state is State.CLOSED:
+                        return
                 self._state = State.LEAVING
             else:
                 self._state = State.DRAINING
@@ -363,7 +362,7 @@ class HelloPort(FileDescriptor):
         queue = queueState(self._listener)
         length = queue.length if queue else MAX_WAITING
         for _ in range(math.ceil(length / self._maxAccepts)):
-            if not self._waiting.poll(0):
+            if not self._poll.poll(0):
                 break
             await deferLater(self._clock, 0)
             if self.isPaused or self._state is not State.SERVING:
