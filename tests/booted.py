@@ -10,7 +10,7 @@ from pathlib import Path
 from secrets import token_hex
 
 from machines import Machines
-from processes import DEPLOY, PATIENCE, Start, run, tool, until
+from processes import DEPLOY, PATIENCE, Start, children, run, tool, until
 
 HANDBOOK = (DEPLOY / "README.md").read_text()
 
@@ -87,8 +87,8 @@ class BootedMachine:
 
     def _isBooted(self) -> bool:
         """Say whether systemd, which nspawn started, has reached its target."""
-        for nspawn in _children(self._nspawn.pid):
-            for systemd in _children(nspawn):
+        for nspawn in children(self._nspawn.pid):
+            for systemd in children(nspawn):
                 # nspawn changes the root only, where it runs in a changed root itself.
                 enter = [tool("nsenter"), f"--target={systemd}", "--all", "--root"]
                 self._within = [*enter, *ENVIRONMENT]
@@ -106,14 +106,6 @@ class BootedMachine:
             known = self.tell("systemctl list-jobs; ps axo pid,wchan:20,args; journalctl -n 50")
             raise AssertionError("\n".join([command, done.stdout, done.stderr, known]))
         return done.stdout
-
-
-def _children(process: int) -> list[int]:
-    """Return the children of a process."""
-    try:
-        return list(map(int, Path(f"/proc/{process}/task/{process}/children").read_text().split()))
-    except FileNotFoundError:
-        return []
 
 
 def _isRemoved(cgroup: str) -> bool:

@@ -27,6 +27,9 @@ ip route add 2001:db8::/32 dev far
 """
 LINK_LOCAL = "fe80::66"
 
+CLOSED = 52, 56
+"""curl's statuses if the server closes the connection: no answer, or a reset."""
+
 
 @dataclass
 class Machines:

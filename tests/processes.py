@@ -261,6 +261,14 @@ def run(
         raise AssertionError(f"{late}: {late.stdout!r} {late.stderr!r}") from None
 
 
+def children(pid: int) -> list[int]:
+    """Return the children of a process; none if it has ended."""
+    try:
+        return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+    except FileNotFoundError:
+        return []
+
+
 def isStopped(pid: int) -> bool:
     """Return whether all threads of a process are stopped."""
     tasks = Path(f"/proc/{pid}/task").iterdir()

@@ -424,41 +424,28 @@ def test_factory_that_refuses(serve: Serve, reset: bool) -> None:
     assert not server.seen
 
 
-def test_observer_that_stops_the_port(serve: Serve) -> None:
-    """A port of an inherited socket that an observer stops accepts who waits already."""
+class OwnFactory(HelloFactory):
+    """A factory of an application, which a port does not serve in place."""
+
+
+@pytest.mark.parametrize(("makeHello", "served"), [(HelloFactory, 2), (OwnFactory, 1)])
+def test_observer_that_stops_the_port(makeHello: type[HelloFactory], served: int) -> None:
+    """An inherited socket's port serves who waits as it stops, if in place; it leaves others."""
     with socket.create_server(("127.0.0.1", 0)) as owned:
         stopping: list[Any] = []
-        hello = HelloFactory(lambda connection: stopping[0].stopListening())
+        hello = makeHello(lambda connection: stopping[0].stopListening())
         server = Server(hello=hello, owned=owned)
         stopping.append(server.port)
         clients = [server.connect() for _ in range(2)]
         with capturedLogs() as events:
             server.port.doRead()
         assert not events
-        assert all(map(ended, clients))
         server.stop()
-        assert hello.connections == 2
-
-
-def test_observer_that_stops_a_port_of_another_factory() -> None:
-    """A port that is not served in place leaves who waits to other processes, at once."""
-
-    class OwnFactory(HelloFactory):
-        """A factory of an application."""
-
-    with socket.create_server(("127.0.0.1", 0)) as owned:
-        stopping: list[Any] = []
-        hello = OwnFactory(lambda connection: stopping[0].stopListening())
-        server = Server(hello=hello, owned=owned)
-        stopping.append(server.port)
-        clients = [server.connect() for _ in range(2)]
-        server.port.doRead()
-        server.stop()
-        assert ended(clients[0])
-        assert hello.connections == 1
+        assert hello.connections == served
         again = Server(owned=owned)
-        assert ended(clients[1])
+        assert all(map(ended, clients))
         again.stop()
+        assert len(again.seen) == 2 - served
 
 
 def test_system_that_cannot_refuse(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from headers import LOCAL, inet, tlv
 from logs import counted
-from machines import LINK_LOCAL, Machines
+from machines import CLOSED, LINK_LOCAL, Machines
 from processes import (
     DEPLOY,
     LOOPBACK,
@@ -49,8 +49,6 @@ JSON = (
     '"sequence": 1}'
 )
 TEXT = "2026-11-24T20:19:34+0000 [hello_listen#info] Connection established! 192.0.2.66:1 -> 0:1"
-CLOSED = 52, 56
-"""curl's statuses if the server closes the connection: no answer, or a reset."""
 
 CROWDSEC = """
 common: {log_media: stdout, log_level: info}

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from booted import BootedMachine, commands
-from machines import Machines
+from machines import CLOSED, Machines
 from processes import Start, run, tool, until
 
 pytestmark = [
@@ -25,10 +25,8 @@ FILES = "/opt/hello-listen/share/hello-listen"
 LOG = "/var/log/hello-listen/connections.jsonl"
 REPORT = "/opt/hello-listen/bin/hello-listen-report"
 
-CLOSED = 52, 56
-REFUSED = 7
-TIMEOUT = 28
-"""curl's statuses; a server that closes the connection gives no answer, or a reset."""
+REFUSED, TIMEOUT = 7, 28
+"""curl's statuses."""
 
 RECEIVER = """
 import http.server, json

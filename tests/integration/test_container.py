@@ -18,7 +18,18 @@ from pathlib import Path
 import pytest
 
 from logs import account
-from processes import DEPLOY, LOOPBACK, SCRIPTS, Process, Start, run, tool, until, untilEnd
+from processes import (
+    DEPLOY,
+    LOOPBACK,
+    SCRIPTS,
+    Process,
+    Start,
+    children,
+    run,
+    tool,
+    until,
+    untilEnd,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -74,8 +85,8 @@ def startAlone(start: Start, folder: Path, command: list[str]) -> Process:
 
 def kill(server: Process, number: int) -> None:
     """Send a signal to process 1 of a container, the only child of the program that made it."""
-    children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text()
-    os.kill(int(children), number)
+    [child] = children(server.pid)
+    os.kill(child, number)
 
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)

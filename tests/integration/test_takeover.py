@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from processes import PATIENCE, SCRIPTS, Start, until, untilEnd
+from processes import PATIENCE, SCRIPTS, Start, children, until, untilEnd
 
 ENDPOINTS = ["-e", "unix:s", "-e", "haproxy:unix:h", "--status", "unix:st"]
 
@@ -38,8 +38,8 @@ def test_restart_of_a_container(start: Start, tmp_path: Path) -> None:
         until(lambda n=number: (tmp_path / "log").read_text().count('"sequence"') == 2 * n + 2)
         if number < 2:
             server.stop(signal.SIGKILL)
-    children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text()
-    os.kill(int(children), signal.SIGTERM)
+    [child] = children(server.pid)
+    os.kill(child, signal.SIGTERM)
     assert server.wait() == 0
     assert "Traceback" not in server.said()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log"]
